@@ -1,0 +1,1 @@
+"""Vectorised environments behind one interface, whatever their autoreset mode."""

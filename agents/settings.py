@@ -363,7 +363,9 @@ def _convert_value(kind: Any, value: Any) -> Any:
             raise ValueError
         return str(value)
     if origin is tuple:
-        parts = value.split() if isinstance(value, str) else list(value)
+        if isinstance(value, str):
+            value = value.replace(",", " ").split()
+        parts = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert_value(int, part) for part in parts)
     if kind is bool:
         if isinstance(value, bool):
@@ -372,16 +374,25 @@ def _convert_value(kind: Any, value: Any) -> Any:
         if str(value).lower() not in words:
             raise ValueError
         return words[str(value).lower()]
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise TypeError
     if kind is int:
-        number = float(value)
-        if not number.is_integer():
-            raise ValueError
-        return int(value) if isinstance(value, int) else int(number)
+        return _to_int(value)
     if kind is float:
         return float(value)
     return str(value)
+
+
+def _to_int(value: int | float | str) -> int:
+    if isinstance(value, int):
+        return value
+    try:
+        return int(value) if isinstance(value, str) else _to_int(repr(value))
+    except ValueError:  # not digits alone: `1e6` and `20.0` are whole numbers too
+        number = float(value)
+        if not number.is_integer():
+            raise
+        return int(number)
 
 
 def _check(field: "dataclasses.Field[Any]", value: Any) -> None:

@@ -1,0 +1,144 @@
+"""What K-FAC knows of a module's geometry: inputs as rows, output gradients as rows, weights as matrices.
+
+The only place that tells one module type from another. A network is described, never modified.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from acktr.kfac.statistics import chunks, conv_patches
+
+Affine = nn.Linear | nn.Conv2d
+Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d
+AFFINE_TYPES = (nn.Linear, nn.Conv2d)
+NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParameterMap:
+    """How one module's weight, and bias where it is joint, form the matrices (b, o, i [+ 1]) of a Kronecker block."""
+
+    weight: Tensor
+    bias: Tensor | None
+    groups: int
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Arrange tensors shaped like the weight and the bias as (b, o, i), the bias as the last column."""
+        rows = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+        if bias is None:
+            return rows
+        return torch.cat((rows, bias.reshape(self.groups, -1, 1)), dim=-1)
+
+    def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Undo `matrix`: views shaped like the weight and the bias."""
+        if self.bias is None:
+            return matrix.reshape(self.weight.shape), None
+        return matrix[..., :-1].reshape(self.weight.shape), matrix[..., -1].reshape(self.bias.shape)
+
+
+def groups_of(module: Affine) -> int:
+    """Number of groups: independent blocks of the weight."""
+    return module.groups if isinstance(module, nn.Conv2d) else 1
+
+
+def input_rows(module: Affine, inputs: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Inputs as rows (n, T, b, i), a slice of the examples at a time so that patches stay within bounds.
+
+    Args:
+        module: the layer.
+        inputs: what it was called with; the first axis is the example.
+
+    Yields:
+        The slice of examples and their rows.
+    """
+    if isinstance(module, nn.Linear):
+        yield slice(0, inputs.shape[0]), inputs.reshape(inputs.shape[0], -1, 1, inputs.shape[-1])
+        return
+    per_example = output_positions(module, inputs) * module.weight[0].numel() * module.groups
+    for part in chunks(inputs.shape[0], per_example):
+        yield part, _conv_rows(module, inputs[part])
+
+
+def output_positions(module: Affine, inputs: Tensor) -> int:
+    """Number of positions T at which the layer uses its weight on each example."""
+    if isinstance(module, nn.Linear):
+        return int(inputs[0].numel() // inputs.shape[-1])
+    before, after = _pads(module)
+    positions = 1
+    for axis in range(2):
+        span = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+        padded = inputs.shape[2 + axis] + before[axis] + after[axis]
+        positions *= (padded - span) // module.stride[axis] + 1
+    return positions
+
+
+def gradient_rows(module: Affine, gradients: Tensor) -> Tensor:
+    """Gradients at the layer's outputs as rows (N, T, b, o).
+
+    Args:
+        module: the layer.
+        gradients: shaped like the output; the first axis is the example.
+    """
+    if isinstance(module, nn.Linear):
+        return gradients.reshape(gradients.shape[0], -1, 1, gradients.shape[-1])
+    rows = gradients.flatten(2).transpose(1, 2)  # (N, T, channels)
+    return rows.reshape(rows.shape[0], rows.shape[1], module.groups, -1)
+
+
+def norm_gradients(module: Norm, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-example gradients of a normalisation layer's scale and shift.
+
+    Args:
+        module: the layer.
+        inputs: what it was called with, (N, ...).
+        gradients: gradients at its output, the same shape.
+
+    Returns:
+        (N, parameters) for the scale and for the shift.
+    """
+    if isinstance(module, nn.LayerNorm):
+        normalised = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
+        width = module.weight.numel()
+        products = (gradients * normalised).reshape(inputs.shape[0], -1, width)
+        return products.sum(1), gradients.reshape(inputs.shape[0], -1, width).sum(1)
+    if isinstance(module, nn.GroupNorm):
+        normalised = functional.group_norm(inputs, module.num_groups, None, None, module.eps)
+    else:
+        use_batch = module.training or module.running_mean is None
+        normalised = functional.batch_norm(
+            inputs,
+            None if use_batch else module.running_mean,
+            None if use_batch else module.running_var,
+            None,
+            None,
+            use_batch,
+            0.0,
+            module.eps,
+        )
+    channels = (inputs.shape[0], inputs.shape[1], -1)
+    return (gradients * normalised).reshape(channels).sum(2), gradients.reshape(channels).sum(2)
+
+
+def _pads(module: nn.Conv2d) -> tuple[list[int], list[int]]:
+    # torch keeps the padding of all modes, 'same' included, as [left, right, top, bottom]
+    left, right, top, bottom = module._reversed_padding_repeated_twice
+    return [top, left], [bottom, right]
+
+
+def _conv_rows(module: nn.Conv2d, inputs: Tensor) -> Tensor:
+    pads = module._reversed_padding_repeated_twice
+    if any(pads):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        inputs = functional.pad(inputs, pads, mode=mode)
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    return conv_patches(
+        inputs,
+        kernel_size=(kernel[0], kernel[1]),
+        stride=(stride[0], stride[1]),
+        dilation=(dilation[0], dilation[1]),
+        groups=module.groups,
+    )

@@ -1,0 +1,354 @@
+"""K-FAC with a KL trust region, as a `torch.optim.Optimizer`.
+
+One step, in order: gradient g -> preconditioned u = (F + λ)⁻¹ g -> momentum m = (μ m + (1 - μ) u), debiased ->
+trust region η = min(lr, sqrt(2 max_kl / mᵀ F m)) with F undamped -> parameters move by s = -η m.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.blocks import DampingMode
+from acktr.kfac.capture import Call, Recorder
+from acktr.kfac.metrics import Metric
+from acktr.kfac.statistics import FactorKind
+from acktr.kfac.trust_region import baselines_scale, trust_region_scale
+from acktr.kfac.units import (
+    BiasMode,
+    KroneckerUnit,
+    ModuleUnit,
+    StandaloneUnit,
+    Unit,
+    build_units,
+    recorded_modules,
+)
+
+WARMUP_REFRESHES = 5
+"""Every inverse is refreshed at each of the first updates, while the running factors still move fast."""
+
+
+class KFAC(torch.optim.Optimizer):
+    """Kronecker-factored natural gradient inside a KL trust region (Wu et al. 2017, arXiv:1708.05144).
+
+    Linear and Conv2d weights get a Kronecker-factored block with their bias as a homogeneous coordinate; separate
+    biases and normalisation layers a full or diagonal one; a small standalone parameter, such as a Gaussian's log-std,
+    its exact block. Any other parameter gets its plain gradient and is named once in a warning. The model is never
+    modified.
+
+        optimizer = KFAC(model, lr=0.25, max_kl=1e-3)
+        with optimizer.capture():
+            logits = model(x)
+        optimizer.update_statistics(Fisher(distribution=Categorical(logits=logits)))
+        optimizer.zero_grad()
+        loss(logits).backward()
+        optimizer.step()
+
+    Args:
+        model: the network. Parameters without `requires_grad` are left alone.
+        lr: largest step size η (0.03 to 1; Wu et al. use 0.25). In `param_groups`; torch's schedulers work on it.
+        max_kl: trust region δ in nats per step (1e-4 to 1e-2), or None for none. In `param_groups`.
+        momentum: decay μ of the averaged natural gradient (0 to 0.95). In `param_groups`.
+        damping: λ added to each block (1e-3 to 0.1). In `param_groups`.
+        damping_mode: "factored" (Cholesky, trace-norm π) or "exact" (eigenbasis). λ does not carry over between them.
+        stat_decay: decay of the running factors (0.95 to 0.99).
+        stat_interval: statistics are taken every so many steps.
+        inverse_interval: each inverse is refreshed every so many steps, the layers in turn.
+        bias: "joint" (homogeneous coordinate) or "separate" (a block of its own, as in the published Atari code).
+        conv_factors: "expand" (KFC) or "reduce" (Eschenhagen et al. 2023).
+        compat: "baselines" reproduces the published code's rescaling by the damped u·g without the factor 2, with
+            momentum after it, so that published settings carry over. Needs damping_mode "exact".
+
+    Raises:
+        ValueError: a setting out of range, or a model without trainable parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 0.25,
+        max_kl: float | None = 1e-3,
+        momentum: float = 0.9,
+        damping: float = 0.01,
+        damping_mode: DampingMode = "factored",
+        stat_decay: float = 0.99,
+        stat_interval: int = 1,
+        inverse_interval: int = 10,
+        bias: BiasMode = "joint",
+        conv_factors: FactorKind = "expand",
+        compat: Literal["none", "baselines"] = "none",
+    ) -> None:
+        _check_range("lr", lr, 0.0, None)
+        _check_range("momentum", momentum, 0.0, 1.0, high_open=True)
+        _check_range("damping", damping, 0.0, None)
+        _check_range("stat_decay", stat_decay, 0.0, 1.0, high_open=True)
+        _check_range("stat_interval", stat_interval, 1, None)
+        _check_range("inverse_interval", inverse_interval, 1, None)
+        if max_kl is not None and not max_kl > 0:
+            raise ValueError(f"max_kl takes a number above 0, or None, got {max_kl}")
+        if compat == "baselines" and damping_mode != "exact":
+            raise ValueError("compat='baselines' needs damping_mode='exact', as in the published code")
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        defaults = {"lr": lr, "max_kl": max_kl, "momentum": momentum, "damping": damping}
+        super().__init__(trainable, defaults)
+        self.stat_decay = stat_decay
+        self.stat_interval = stat_interval
+        self.inverse_interval = inverse_interval
+        self.compat = compat
+        self.units, plain = build_units(model, damping_mode=damping_mode, bias=bias, conv_factors=conv_factors)
+        if plain:
+            warnings.warn(
+                f"K-FAC cannot factor {', '.join(plain)}; these parameters get their plain gradient", stacklevel=2
+            )
+        self._recorder = Recorder(recorded_modules(self.units))
+        self._device = trainable[0].device
+        scalar_type = torch.promote_types(trainable[0].dtype, torch.float32)
+        zero = torch.zeros((), dtype=scalar_type, device=self._device)
+        self.steps = 0
+        self.refresh_count = 0
+        self.retry_count = 0
+        self.stale_count = 0
+        self.skipped: Tensor = zero.clone()
+        self.kl_predicted: Tensor = zero.clone()
+        self.scale: Tensor = zero.clone()
+        self._momentum_mass: Tensor = zero.clone()
+
+    # --- statistics --------------------------------------------------------------------------------------------
+
+    @property
+    def statistics_due(self) -> bool:
+        """Whether this step's statistics are wanted (every `stat_interval` steps)."""
+        return self.steps % self.stat_interval == 0
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """Record the forward passes made inside, for the next `update_statistics`; records nothing when none is due."""
+        if not self.statistics_due:
+            self._recorder.take()
+            yield
+            return
+        with self._recorder.recording():
+            yield
+
+    def update_statistics(self, metric: Metric, weights: Tensor | None = None) -> None:
+        """Add the captured batch to the running factors; does nothing in a step whose statistics are not due.
+
+        Back-propagates the metric's losses to the layers' outputs only, and keeps the graph for the training loss.
+
+        Args:
+            metric: what to estimate, built from the outputs of the captured forward passes.
+            weights: (N,) non-negative weights of the examples; a row of weight 0 has no influence whatever it holds.
+
+        Raises:
+            RuntimeError: nothing was captured.
+        """
+        if not self.statistics_due:
+            return
+        calls = self._recorder.take()
+        standalone = [unit for unit in self.units if isinstance(unit, StandaloneUnit)]
+        if not calls and not standalone:
+            raise RuntimeError("nothing was captured: run the forward pass inside `with optimizer.capture():`")
+        passes = _backward_passes(metric.losses(), calls) if calls else []
+        with torch.no_grad():
+            for unit in self.units:
+                if isinstance(unit, KroneckerUnit):
+                    own = _calls_of(unit.modules, passes)
+                    reached = {id(call): call for gradients in own for call, _ in gradients}
+                    if reached:
+                        unit.update_inputs(list(reached.values()), weights, self.stat_decay)
+                        unit.update_outputs(own, weights, self.stat_decay)
+                elif isinstance(unit, ModuleUnit):
+                    unit.update(_calls_of(unit.modules, passes), weights, self.stat_decay)
+        if standalone:
+            exact = metric.exact_losses()
+            for exact_unit in standalone:
+                exact_unit.update(exact, weights, self.stat_decay)
+
+    # --- the step ----------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Precondition, average, rescale and apply the gradients in `p.grad`.
+
+        A batch with a non-finite gradient moves nothing and is counted in `skipped`. After the step `kl_predicted`
+        holds `1/2 sᵀ F s` of the change s really applied (nats, 0-d) and `scale` the trust region's factor η / lr.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refresh_due()
+        self.steps += 1
+        active = [unit for unit in self.units if any(parameter.grad is not None for parameter in unit.parameters)]
+        if not active:
+            return loss
+        group_of = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
+        gradients = [[_grad(parameter) for parameter in unit.parameters] for unit in active]
+        usable = torch.isfinite(_total([g for row in gradients for g in row], self._momentum_mass))
+        self.skipped += 1 - usable.to(self.skipped)
+        directions: list[list[Tensor]] = []
+        inner = self._momentum_mass.new_zeros(())
+        for unit, row in zip(active, gradients, strict=True):
+            damping = group_of[id(unit.parameters[0])]["damping"]
+            matrix = unit.matrix(row)
+            direction = unit.block.precondition(matrix, damping)
+            if self.compat == "baselines":
+                inner += (direction * matrix).sum()
+            directions.append([torch.where(usable, part, 0.0) for part in unit.split(direction)])
+        if self.compat == "baselines":
+            self._apply_baselines(active, directions, usable, torch.where(usable, inner, 0.0))
+        else:
+            self._apply(active, directions, usable, group_of)
+        return loss
+
+    def _apply(
+        self, active: list[Unit], directions: list[list[Tensor]], usable: Tensor, group_of: dict[int, dict[str, Any]]
+    ) -> None:
+        momentum = self.param_groups[0]["momentum"]
+        fresh = (1 - momentum) * usable.to(self._momentum_mass)
+        kept = torch.where(usable, momentum, 1.0).to(self._momentum_mass)
+        self._momentum_mass = kept * self._momentum_mass + fresh
+        unbiased = 1 / self._momentum_mass.clamp(min=torch.finfo(self._momentum_mass.dtype).tiny)
+        full_steps: list[list[Tensor]] = []
+        quadratic = self._momentum_mass.new_zeros(())
+        for unit, row in zip(active, directions, strict=True):
+            steps = []
+            for parameter, direction in zip(unit.parameters, row, strict=True):
+                buffer = self._buffer(parameter)
+                buffer.mul_(kept).add_(direction * fresh)
+                steps.append(buffer * (unbiased * group_of[id(parameter)]["lr"]))
+            full_steps.append(steps)
+            matrix = unit.matrix(steps)
+            quadratic += (matrix * unit.block.multiply(matrix)).sum()
+        scale = trust_region_scale(quadratic, self.param_groups[0]["max_kl"])
+        applied = torch.where(usable & torch.isfinite(quadratic), scale, 0.0)
+        for unit, steps in zip(active, full_steps, strict=True):
+            for parameter, change in zip(unit.parameters, steps, strict=True):
+                if parameter.grad is not None:
+                    parameter.sub_(torch.where(applied > 0, change * applied, 0.0).to(parameter.dtype))
+        self.scale = applied
+        self.kl_predicted = torch.where(applied > 0, applied.square() * quadratic / 2, 0.0)
+
+    def _apply_baselines(
+        self, active: list[Unit], directions: list[list[Tensor]], usable: Tensor, inner: Tensor
+    ) -> None:
+        group = self.param_groups[0]
+        lr, momentum = group["lr"], group["momentum"]
+        scale = torch.ones_like(inner)
+        if group["max_kl"] is not None and lr > 0:
+            scale = baselines_scale(inner, lr, group["max_kl"])
+        kept = torch.where(usable, momentum, 1.0).to(inner)
+        applied = torch.where(usable, 1.0, 0.0).to(inner) * (lr * (1 - momentum))
+        quadratic = torch.zeros_like(inner)
+        for unit, row in zip(active, directions, strict=True):
+            steps = []
+            for parameter, direction in zip(unit.parameters, row, strict=True):
+                buffer = self._buffer(parameter)
+                buffer.mul_(kept).add_(direction * scale)
+                change = buffer * applied
+                steps.append(change)
+                if parameter.grad is not None:
+                    parameter.sub_(change.to(parameter.dtype))
+            matrix = unit.matrix(steps)
+            quadratic += (matrix * unit.block.multiply(matrix)).sum()
+        self.scale = torch.where(usable, scale, 0.0)
+        self.kl_predicted = quadratic / 2
+
+    def _buffer(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+    def _refresh_due(self) -> None:
+        group_of = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
+        for index, unit in enumerate(self.units):
+            phase = index * self.inverse_interval // len(self.units)
+            if self.steps >= WARMUP_REFRESHES and (self.steps - phase) % self.inverse_interval != 0:
+                continue
+            report = unit.block.refresh(group_of[id(unit.parameters[0])]["damping"])
+            self.refresh_count += 1
+            self.retry_count += report.retries
+            self.stale_count += report.stale
+
+    # --- persistence -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step needs: momentum, factors with their masses, inverses in use, phases and counters."""
+        state = super().state_dict()
+        state["curvature"] = {
+            "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
+            "steps": self.steps,
+            "momentum_mass": self._momentum_mass,
+            "skipped": self.skipped,
+            "counts": [self.refresh_count, self.retry_count, self.stale_count],
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; the next step is then equal to the bit.
+
+        Raises:
+            ValueError: it belongs to a model with other parameters.
+        """
+        curvature = state_dict["curvature"]
+        names = [unit.name for unit in self.units]
+        if sorted(curvature["blocks"]) != sorted(names):
+            raise ValueError(f"this state holds blocks {sorted(curvature['blocks'])}, the model has {sorted(names)}")
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "curvature"})
+        for unit in self.units:
+            unit.block.load_state_dict(curvature["blocks"][unit.name])
+        self.steps = curvature["steps"]
+        self._momentum_mass = curvature["momentum_mass"].to(self._device, copy=True)
+        self.skipped = curvature["skipped"].to(self._device, copy=True)
+        self.refresh_count, self.retry_count, self.stale_count = curvature["counts"]
+
+
+def _backward_passes(losses: Tensor, calls: list[Call]) -> list[list[tuple[Call, Tensor]]]:
+    """Gradients of each row of per-example losses at the captured outputs that it reaches."""
+    edges = [call.edge for call in calls]
+    passes = []
+    for row in losses:
+        found = torch.autograd.grad(row.sum(), edges, retain_graph=True, allow_unused=True)
+        passes.append(
+            [
+                (call, gradient.reshape(call.output_shape))
+                for call, gradient in zip(calls, found, strict=True)
+                if gradient is not None
+            ]
+        )
+    return passes
+
+
+def _calls_of(
+    modules: tuple[nn.Module, ...], passes: list[list[tuple[Call, Tensor]]]
+) -> list[list[tuple[Call, Tensor]]]:
+    """The part of each backward pass that belongs to some modules, without the passes that do not reach them."""
+    own = [[pair for pair in gradients if any(pair[0].module is module for module in modules)] for gradients in passes]
+    return [gradients for gradients in own if gradients]
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _total(tensors: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack([tensor.sum().to(like) for tensor in tensors]).sum()
+
+
+def _check_range(name: str, value: float, low: float, high: float | None, *, high_open: bool = False) -> None:
+    fits = value >= low and (high is None or (value < high if high_open else value <= high))
+    if not fits:
+        bound = "" if high is None else f" and {'below' if high_open else 'at most'} {high:g}"
+        raise ValueError(f"{name} takes a number of at least {low:g}{bound}, got {value}")

@@ -1,0 +1,73 @@
+"""Damped inverses and eigenbases of positive semi-definite matrices that never end a run.
+
+The ladder around every decomposition: symmetrise; try; add a relative jitter; repeat in float64; repeat in float64 on
+the CPU. When all fail the caller keeps its last good result. Failures of single-precision `eigh` and `cholesky` on
+ill-conditioned covariances are the most reported crash of published K-FAC codes.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_JITTERS = (0.0, 1e-6, 1e-4)
+"""Fractions of the mean eigenvalue added to the diagonal, in turn."""
+
+
+def damped_inverse(matrix: Tensor, damping: Tensor) -> tuple[Tensor | None, int]:
+    """Inverse of `matrix + damping · I` by Cholesky, guarded.
+
+    Args:
+        matrix: (b, n, n) symmetric positive semi-definite up to rounding.
+        damping: (b,) added to the diagonal.
+
+    Returns:
+        The inverse (b, n, n) in the dtype and on the device of `matrix`, or None when every rung failed; and the
+        number of rungs that failed.
+    """
+    retries = 0
+    for attempt in _rungs(matrix):
+        identity = torch.eye(attempt.shape[-1], dtype=attempt.dtype, device=attempt.device)
+        damped = attempt + damping.to(attempt)[:, None, None] * identity
+        factor, info = torch.linalg.cholesky_ex(damped)
+        inverse = torch.cholesky_inverse(factor)
+        # the one host read of a refresh: did it work?
+        if bool((info == 0).all() & torch.isfinite(inverse).all()):
+            return inverse.to(matrix), retries
+        retries += 1
+    return None, retries
+
+
+def eigenbasis(matrix: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int]:
+    """Eigenvalues, ascending and floored at 0, and eigenvectors of a symmetric matrix, guarded.
+
+    Args:
+        matrix: (b, n, n) symmetric positive semi-definite up to rounding.
+
+    Returns:
+        Eigenvalues (b, n) and eigenvectors in columns (b, n, n), in the dtype and on the device of `matrix`, or None
+        when every rung failed; and the number of rungs that failed.
+    """
+    retries = 0
+    for attempt in _rungs(matrix):
+        try:
+            values, vectors = torch.linalg.eigh(attempt)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch's stubs leave it out
+            retries += 1  # counted and reported; the next rung decides
+            continue
+        if bool(torch.isfinite(values).all() & torch.isfinite(vectors).all()):
+            return (values.clamp(min=0).to(matrix), vectors.to(matrix)), retries
+        retries += 1
+    return None, retries
+
+
+def _rungs(matrix: Tensor) -> Iterator[Tensor]:
+    symmetric = (matrix + matrix.transpose(-1, -2)) / 2
+    mean = symmetric.diagonal(dim1=-2, dim2=-1).mean(-1).abs()
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    for jitter in _JITTERS:
+        yield symmetric + (jitter * mean)[:, None, None] * identity if jitter else symmetric
+    if matrix.dtype != torch.float64:
+        yield (symmetric + (_JITTERS[1] * mean)[:, None, None] * identity).double()
+    if matrix.device.type != "cpu":
+        yield (symmetric + (_JITTERS[1] * mean)[:, None, None] * identity).double().cpu()

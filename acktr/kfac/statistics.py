@@ -1,0 +1,167 @@
+"""Second-moment statistics of layer inputs and output gradients: pure functions from tensors to tensors.
+
+Shapes: N examples, T weight-sharing positions per example (1 for a linear layer on vectors, the output pixels of a
+convolution), `b` groups of a grouped convolution (1 otherwise), `i` inputs and `o` outputs per group.
+
+Scaling (Martens & Grosse 2015, arXiv:1503.05671; Grosse & Martens 2016, arXiv:1602.01407): with the un-averaged
+gradient g of one example's loss at one position,
+
+    A = mean over n and t of a aᵀ,    G = mean over n of (sum over t of g gᵀ),    block = A ⊗ G.
+
+The papers average G over positions too and write the block as T · A ⊗ G; the product is the same, and keeping T
+inside G lets damping act on the block with no T anywhere.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+FactorKind = Literal["expand", "reduce"]
+
+_CHUNK_ELEMENTS = 1 << 23
+"""Patches are materialised for at most this many elements at a time (32 MiB in float32)."""
+
+
+def conv_patches(
+    inputs: Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """Patches that a 2-d convolution sees, without padding (pad before).
+
+    Args:
+        inputs: (N, C, H, W).
+        kernel_size: height and width of the kernel.
+        stride: vertical and horizontal stride.
+        dilation: vertical and horizontal dilation.
+        groups: number of groups; must divide C.
+
+    Returns:
+        (N, T, groups, i) with i = C / groups · kernel height · kernel width, in the order of `weight.flatten(1)`.
+    """
+    span = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
+    windows = inputs.unfold(2, span[0], stride[0]).unfold(3, span[1], stride[1])
+    windows = windows[..., :: dilation[0], :: dilation[1]]  # (N, C, Oh, Ow, kh, kw), a view
+    examples, channels, rows, columns = windows.shape[:4]
+    windows = windows.reshape(examples, groups, channels // groups, rows, columns, *kernel_size)
+    return windows.permute(0, 3, 4, 1, 2, 5, 6).reshape(examples, rows * columns, groups, -1)
+
+
+def weighted_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """Scale each example by the square root of its weight; a row of weight 0 becomes exactly 0, whatever it holds.
+
+    Args:
+        rows: (N, ...).
+        weights: (N,) non-negative, or None for all ones.
+
+    Returns:
+        The same shape; the input itself when `weights` is None.
+    """
+    if weights is None:
+        return rows
+    column = weights.reshape(-1, *[1] * (rows.dim() - 1)).to(rows.dtype)
+    return torch.where(column > 0, rows, rows.new_zeros(())) * column.sqrt()
+
+
+def total_weight(examples: int, weights: Tensor | None, like: Tensor) -> Tensor:
+    """Sum of the examples' weights, a 0-d tensor on the device of `like`."""
+    if weights is None:
+        return torch.full((), float(examples), dtype=like.dtype, device=like.device)
+    return weights.sum().to(like.dtype)
+
+
+def second_moment(rows: Tensor, weights: Tensor | None, *, homogeneous: bool, kind: FactorKind) -> Tensor:
+    """Un-normalised second moment of layer inputs: the sum over examples and positions of w · a aᵀ.
+
+    Args:
+        rows: (N, T, b, i) inputs or patches.
+        weights: (N,) or None.
+        homogeneous: append a coordinate 1, for a joint bias.
+        kind: "expand" sums over positions; "reduce" takes the mean over positions first
+            (Eschenhagen et al. 2023, arXiv:2311.00636).
+
+    Returns:
+        (b, i, i), or (b, i + 1, i + 1) with `homogeneous`.
+    """
+    if kind == "reduce":
+        rows = rows.mean(1, keepdim=True)
+    positions = rows.shape[1]
+    rows = weighted_rows(rows, weights)
+    moment = _gram(rows)
+    if not homogeneous:
+        return moment
+    root = None if weights is None else weights.to(rows.dtype).sqrt()
+    column = _weighted_sum(rows, root)  # Σ w a, (b, i)
+    count = total_weight(rows.shape[0], weights, rows) * positions
+    size = moment.shape[-1]
+    extended = moment.new_empty(moment.shape[0], size + 1, size + 1)
+    extended[:, :size, :size] = moment
+    extended[:, :size, size] = column
+    extended[:, size, :size] = column
+    extended[:, size, size] = count
+    return extended
+
+
+def gradient_moment(gradients: Tensor, weights: Tensor | None, *, kind: FactorKind) -> Tensor:
+    """Un-normalised second moment of output gradients: the sum over examples and positions of w · g gᵀ.
+
+    Args:
+        gradients: (N, T, b, o) gradients of un-averaged per-example losses.
+        weights: (N,) or None.
+        kind: "expand" or "reduce"; reduce sums each example's gradients over positions first.
+
+    Returns:
+        (b, o, o).
+    """
+    if kind == "reduce":
+        gradients = gradients.sum(1, keepdim=True)
+    return _gram(weighted_rows(gradients, weights))
+
+
+def chunks(examples: int, elements_per_example: int) -> Iterator[slice]:
+    """Slices of the example axis whose patches stay within a fixed memory."""
+    size = max(1, _CHUNK_ELEMENTS // max(1, elements_per_example))
+    for start in range(0, examples, size):
+        yield slice(start, min(start + size, examples))
+
+
+def per_example_gradients(losses: Tensor, parameter: Tensor) -> Tensor | None:
+    """Gradient of each per-example loss with respect to a small parameter that all examples share.
+
+    Reverse mode gives Jᵀu for a vector u over examples; it is linear in u, so differentiating its d-th entry by u
+    returns the d-th column of J for all examples at once. Costs one double backward per entry of the parameter,
+    through the path between the parameter and the losses only.
+
+    Args:
+        losses: (C, N) per-example losses with their graph.
+        parameter: a leaf of that graph, d entries.
+
+    Returns:
+        (C, N, d), or None when the losses do not depend on the parameter.
+    """
+    direction = torch.zeros_like(losses, requires_grad=True)
+    (product,) = torch.autograd.grad(losses, parameter, direction, create_graph=True, allow_unused=True)
+    if product is None or not product.requires_grad:
+        return None
+    columns = [torch.autograd.grad(entry, direction, retain_graph=True)[0] for entry in product.flatten()]
+    return torch.stack(columns, dim=-1)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    if rows.shape[2] == 1:  # one plain matrix product is faster than a batched one
+        flat = rows.reshape(-1, rows.shape[-1])
+        return (flat.T @ flat).unsqueeze(0)
+    flat = rows.flatten(0, 1).transpose(0, 1)  # (b, N T, i)
+    return flat.transpose(1, 2) @ flat
+
+
+def _weighted_sum(rows: Tensor, root_weights: Tensor | None) -> Tensor:
+    per_example = rows.sum(1)  # (N, b, i); rows already carry one square root of the weight
+    if root_weights is None:
+        return per_example.sum(0)
+    return (per_example * root_weights.reshape(-1, 1, 1)).sum(0)

@@ -1,0 +1,58 @@
+"""How far one step may go: rescaling by the KL that the curvature predicts.
+
+With s the change of the parameters and F the undamped Fisher, the second-order model of the mean KL divergence between
+the policy before and after is `1/2 sᵀ F s` nats.
+"""
+
+import torch
+from torch import Tensor, distributions
+
+
+def trust_region_scale(quadratic: Tensor, max_kl: float | None) -> Tensor:
+    """Largest factor, at most 1, by which a step may be taken so that `1/2 sᵀ F s <= max_kl`.
+
+    Args:
+        quadratic: 0-d, `sᵀ F s` of the full step, which is 0 or more up to rounding.
+        max_kl: in nats; None sets no bound.
+
+    Returns:
+        0-d, on the device of `quadratic`: `min(1, sqrt(2 max_kl / quadratic))` (Wu et al. 2017, section 3.2).
+    """
+    if max_kl is None:
+        return torch.ones_like(quadratic)
+    floor = torch.finfo(quadratic.dtype).tiny
+    return (2 * max_kl / quadratic.clamp(min=floor)).sqrt().clamp(max=1)
+
+
+def baselines_scale(inner: Tensor, lr: float, kl_clip: float) -> Tensor:
+    """The published code's factor `min(1, sqrt(kl_clip / (lr² Σ u·g)))`: no 2, and the damped form u·g.
+
+    Args:
+        inner: 0-d, the sum of products of the preconditioned gradient and the gradient.
+        lr: the learning rate.
+        kl_clip: what the published settings call the trust region; the bound it sets on the KL is about half of it.
+    """
+    floor = torch.finfo(inner.dtype).tiny
+    return (kl_clip / (lr**2 * inner.clamp(min=floor))).sqrt().clamp(max=1)
+
+
+def mean_kl(
+    before: distributions.Distribution, after: distributions.Distribution, weights: Tensor | None = None
+) -> Tensor:
+    """Mean KL(before || after) over the examples, in nats, 0-d.
+
+    Args:
+        before: batch of N distributions.
+        after: batch of N distributions of the same type.
+        weights: (N,) non-negative weights of the examples, or None.
+    """
+    divergence = distributions.kl_divergence(before, after)
+    return weighted_mean(divergence if divergence.dim() == 1 else divergence.flatten(1).sum(1), weights)
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of (N,) values by weight; values of weight 0 do not enter, whatever they are. 0 when all weights are 0."""
+    if weights is None:
+        return values.mean()
+    kept = torch.where(weights > 0, values, values.new_zeros(()))
+    return (kept * weights).sum() / weights.sum().clamp(min=torch.finfo(values.dtype).tiny)

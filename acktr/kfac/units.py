@@ -1,0 +1,281 @@
+"""Match a model's parameters with curvature blocks, and turn captured calls into the blocks' statistics.
+
+A unit is a block with the parameters it treats and the modules that use them. There are three sorts: Kronecker-factored
+weights, parameters with per-example gradients from a module's formula (separate biases, normalisation layers) and
+standalone parameters (a Gaussian's log-std) treated exactly through the metric's losses.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.blocks import Block, DampingMode, DiagonalBlock, FullBlock, IdentityBlock, KroneckerBlock
+from acktr.kfac.capture import Call
+from acktr.kfac.layers import (
+    AFFINE_TYPES,
+    NORM_TYPES,
+    Affine,
+    ParameterMap,
+    gradient_rows,
+    groups_of,
+    input_rows,
+    norm_gradients,
+    output_positions,
+)
+from acktr.kfac.statistics import (
+    FactorKind,
+    gradient_moment,
+    per_example_gradients,
+    second_moment,
+    total_weight,
+    weighted_rows,
+)
+
+BiasMode = Literal["joint", "separate"]
+Gradients = Sequence[tuple[Call, Tensor]]
+"""Calls of one parameter's modules with the gradients at their outputs, one set per backward pass."""
+
+EXACT_SIZE = 64
+"""A standalone parameter of at most this many entries gets its exact block: a double backward per entry."""
+FULL_SIZE = 256
+"""A bias or normalisation parameter of at most this many entries gets a full block, a longer one a diagonal."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A block and the parameters it treats.
+
+    Attributes:
+        name: of the module or parameter, as in `model.named_parameters()`; the key in `state_dict`.
+        parameters: the weight, with the bias behind it where joint; or the one parameter.
+        block: the curvature.
+    """
+
+    name: str
+    parameters: tuple[Tensor, ...]
+    block: Block
+
+    def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Arrange tensors shaped like `parameters` as the block's matrix."""
+        return tensors[0].flatten()
+
+    def split(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        """Undo `matrix`."""
+        return (matrix.reshape(self.parameters[0].shape),)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KroneckerUnit(Unit):
+    """A weight shared by one or more Linear or Conv2d modules.
+
+    Attributes:
+        block: its Kronecker block.
+        modules: the modules that use it.
+        map: how the parameters form the matrix.
+        kind: expand or reduce.
+    """
+
+    block: KroneckerBlock
+    modules: tuple[Affine, ...]
+    map: ParameterMap
+    kind: FactorKind
+
+    def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
+        """(b, o, i), the bias as the last column."""
+        return self.map.matrix(tensors[0], tensors[1] if len(tensors) > 1 else None)
+
+    def split(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        """Undo `matrix`."""
+        weight, bias = self.map.split(matrix)
+        return (weight,) if bias is None else (weight, bias)
+
+    def update_inputs(self, calls: Sequence[Call], weights: Tensor | None, decay: float) -> None:
+        """Add a batch to A; several calls of the modules count as further positions."""
+        homogeneous = self.map.bias is not None
+        total: Tensor | None = None
+        positions = 0
+        for call in calls:
+            module = call.module
+            assert isinstance(module, AFFINE_TYPES)
+            inputs = call.checked_inputs()
+            if inputs.shape[0] != calls[0].inputs.shape[0]:
+                raise ValueError(
+                    f"{self.name} was called with {calls[0].inputs.shape[0]} and with {inputs.shape[0]} examples in "
+                    "one capture; capture each batch on its own"
+                )
+            positions += 1 if self.kind == "reduce" else output_positions(module, inputs)
+            for part, rows in input_rows(module, inputs.to(self.block.dtype)):
+                moment = second_moment(
+                    rows, None if weights is None else weights[part], homogeneous=homogeneous, kind=self.kind
+                )
+                total = moment if total is None else total.add_(moment)
+        if total is None:
+            return
+        examples = total_weight(calls[0].inputs.shape[0], weights, total)
+        self.block.inputs.update(total / positions, examples, decay)
+
+    def update_outputs(self, passes: Sequence[Gradients], weights: Tensor | None, decay: float) -> None:
+        """Add a batch to G, summed over backward passes and over positions."""
+        total: Tensor | None = None
+        count = 0
+        for gradients in passes:
+            rows = [gradient_rows(_affine(call), gradient.to(self.block.dtype)) for call, gradient in gradients]
+            count = rows[0].shape[0]
+            moment = gradient_moment(torch.cat(rows, dim=1), weights, kind=self.kind)
+            total = moment if total is None else total.add_(moment)
+        if total is not None:
+            self.block.outputs.update(total, total_weight(count, weights, total), decay)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModuleUnit(Unit):
+    """A parameter whose per-example gradient its module's formula gives: a separate bias, a norm's scale or shift."""
+
+    block: FullBlock | DiagonalBlock
+    modules: tuple[nn.Module, ...]
+    role: Literal["weight", "bias"]
+
+    def update(self, passes: Sequence[Gradients], weights: Tensor | None, decay: float) -> None:
+        """Add a batch of per-example gradients, summed over positions and calls, one row per backward pass."""
+        rows: list[Tensor] = []
+        count = 0
+        for gradients in passes:
+            per_example = torch.stack([self._gradient(call, gradient) for call, gradient in gradients]).sum(0)
+            count = per_example.shape[0]
+            rows.append(weighted_rows(per_example, weights))
+        if rows:
+            stacked = torch.cat(rows)
+            self.block.update(stacked, total_weight(count, weights, stacked), decay)
+
+    def _gradient(self, call: Call, gradient: Tensor) -> Tensor:
+        if isinstance(call.module, NORM_TYPES):
+            scale, shift = norm_gradients(call.module, call.checked_inputs(), gradient)
+            return scale if self.role == "weight" else shift
+        return gradient_rows(_affine(call), gradient).sum(1).flatten(1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StandaloneUnit(Unit):
+    """A small parameter that belongs to no module of a known type, with its exact block."""
+
+    block: FullBlock
+
+    def update(self, losses: Tensor, weights: Tensor | None, decay: float) -> None:
+        """Add a batch.
+
+        Args:
+            losses: (C, N) exact per-example losses of the metric, with their graph.
+            weights: (N,) or None.
+            decay: of the old value.
+        """
+        gradients = per_example_gradients(losses, self.parameters[0])
+        if gradients is None:
+            return
+        rows = torch.cat([weighted_rows(gradient, weights) for gradient in gradients])
+        self.block.update(rows, total_weight(losses.shape[1], weights, rows), decay)
+
+
+def build_units(
+    model: nn.Module, *, damping_mode: DampingMode, bias: BiasMode, conv_factors: FactorKind
+) -> tuple[list[Unit], list[str]]:
+    """One unit for every parameter of the model that takes a gradient.
+
+    Args:
+        model: the network; it is not modified.
+        damping_mode: of the Kronecker blocks.
+        bias: "joint" or "separate".
+        conv_factors: "expand" or "reduce".
+
+    Returns:
+        The units in the order of the model's modules, and the names of the parameters that get their plain gradient.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    users = _users(model)
+    units: list[Unit] = []
+    done: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, AFFINE_TYPES) and module.weight.requires_grad and id(module.weight) not in done:
+            modules = tuple(user for user in users[id(module.weight)] if isinstance(user, AFFINE_TYPES))
+            unit = _kronecker(name, modules, damping_mode=damping_mode, bias=bias, kind=conv_factors)
+            units.append(unit)
+            done.update(map(id, unit.parameters))
+        if isinstance(module, (*AFFINE_TYPES, *NORM_TYPES)):
+            roles: tuple[Literal["weight", "bias"], ...] = ("weight", "bias")
+            for role in roles:
+                parameter = getattr(module, role)
+                if parameter is None or not parameter.requires_grad or id(parameter) in done:
+                    continue
+                done.add(id(parameter))
+                block_type = FullBlock if parameter.numel() <= FULL_SIZE else DiagonalBlock
+                units.append(
+                    ModuleUnit(
+                        name=names[id(parameter)],
+                        parameters=(parameter,),
+                        block=block_type(_statistics_like(parameter)),
+                        modules=tuple(users[id(parameter)]),
+                        role=role,
+                    )
+                )
+    plain: list[str] = []
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter.requires_grad or id(parameter) in done:
+            continue
+        if parameter.numel() <= EXACT_SIZE:
+            block = FullBlock(_statistics_like(parameter))
+            units.append(StandaloneUnit(name=parameter_name, parameters=(parameter,), block=block))
+        else:
+            units.append(Unit(name=parameter_name, parameters=(parameter,), block=IdentityBlock()))
+            plain.append(parameter_name)
+    return units, plain
+
+
+def recorded_modules(units: Sequence[Unit]) -> list[nn.Module]:
+    """The modules whose calls the units' statistics come from, each once."""
+    found: dict[int, nn.Module] = {}
+    for unit in units:
+        if isinstance(unit, KroneckerUnit | ModuleUnit):
+            found.update({id(module): module for module in unit.modules})
+    return list(found.values())
+
+
+def _users(model: nn.Module) -> Mapping[int, list[nn.Module]]:
+    users: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(module)
+    return users
+
+
+def _kronecker(
+    name: str, modules: tuple[Affine, ...], *, damping_mode: DampingMode, bias: BiasMode, kind: FactorKind
+) -> KroneckerUnit:
+    weight = modules[0].weight
+    shared_bias = modules[0].bias
+    joint = (
+        bias == "joint"
+        and shared_bias is not None
+        and shared_bias.requires_grad
+        and all(module.bias is shared_bias for module in modules)
+    )
+    parameter_map = ParameterMap(weight=weight, bias=shared_bias if joint else None, groups=groups_of(modules[0]))
+    return KroneckerUnit(
+        name=name,
+        parameters=(weight, shared_bias) if joint and shared_bias is not None else (weight,),
+        block=KroneckerBlock(_statistics_like(weight), mode=damping_mode),
+        modules=modules,
+        map=parameter_map,
+        kind=kind,
+    )
+
+
+def _statistics_like(parameter: Tensor) -> Tensor:
+    """An empty tensor on the parameter's device in the dtype of its statistics, at least float32."""
+    return torch.empty(0, device=parameter.device, dtype=torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _affine(call: Call) -> Affine:
+    assert isinstance(call.module, AFFINE_TYPES)
+    return call.module

@@ -1,0 +1,77 @@
+"""A2C, the first-order baseline: RMSprop or Adam on the same objective (Mnih et al. 2016, synchronous)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance
+from acktr.agents.policy import ActorCritic
+from acktr.agents.rollout import Batch
+from acktr.agents.settings import Settings
+from acktr.agents.updates import UpdateReport, scheduled
+
+
+class A2CUpdater:
+    """One gradient step per batch, with the global norm of the gradient clipped.
+
+    Args:
+        policy: the network to train.
+        settings: lr, lr_schedule, a2c_optimizer, rms_alpha, rms_eps, max_grad_norm and the objective's coefficients.
+    """
+
+    def __init__(self, policy: ActorCritic, settings: Settings) -> None:
+        self.policy = policy
+        self.settings = settings
+        parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self._parameters = parameters
+        self.optimizer: torch.optim.Optimizer
+        if settings.a2c_optimizer == "adam":
+            self.optimizer = torch.optim.Adam(parameters, lr=settings.lr, eps=settings.rms_eps)
+        else:
+            self.optimizer = torch.optim.RMSprop(
+                parameters, lr=settings.lr, alpha=settings.rms_alpha, eps=settings.rms_eps
+            )
+        self._skipped = torch.zeros((), device=parameters[0].device)
+
+    def update(self, batch: Batch, *, progress: float) -> UpdateReport:
+        """Learn from one batch; one with a non-finite gradient changes no parameter by it and is counted."""
+        settings = self.settings
+        lr = scheduled(settings.lr, settings.lr_schedule, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        distribution, values = self.policy(batch.observations)
+        outputs = [Outputs(distribution=distribution, values=values, rows=slice(None))]
+        losses = actor_critic_losses(outputs, batch, normalize_advantages=settings.normalize_advantages)
+        self.optimizer.zero_grad()
+        losses.objective(settings).backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        usable = torch.isfinite(norm)
+        self._skipped += 1 - usable.to(self._skipped)
+        shrink = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1)
+        with torch.no_grad():
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad = torch.where(usable, parameter.grad * shrink, 0.0)
+        self.optimizer.step()
+        return UpdateReport(
+            figures={
+                "policy_loss": losses.policy.detach(),
+                "value_loss": losses.value.detach(),
+                "entropy": losses.entropy.detach(),
+                "explained_variance": explained_variance(values.detach(), batch.returns, batch.weights),
+            }
+        )
+
+    def counters(self) -> Mapping[str, int]:
+        """Batches skipped; A2C has no inverses."""
+        return {"decomposition_retries": 0, "stale_inverses": 0, "skipped_batches": int(self._skipped.item())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state and the count of skipped batches."""
+        return {"optimizer": self.optimizer.state_dict(), "skipped": self._skipped}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._skipped = state["skipped"].to(self._skipped.device, copy=True)

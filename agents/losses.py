@@ -1,0 +1,84 @@
+"""The actor-critic objective per example, shared by A2C and ACKTR."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from acktr.agents.rollout import Batch
+from acktr.agents.settings import Settings
+from acktr.kfac import weighted_mean
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """Means over the valid rows of a batch, 0-d with their graph; see `objective` for what is minimised.
+
+    Attributes:
+        policy: minus the advantage-weighted log-likelihood.
+        value: `1/2 (v - R)²`, without its coefficient.
+        entropy: of the policy, nats.
+    """
+
+    policy: Tensor
+    value: Tensor
+    entropy: Tensor
+
+    def objective(self, settings: Settings) -> Tensor:
+        """`policy + value_coef · value - entropy_coef · entropy`."""
+        return self.policy + settings.value_coef * self.value - settings.entropy_coef * self.entropy
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What the network gave for some rows of a batch.
+
+    Attributes:
+        distribution: of n rows.
+        values: (n,).
+        rows: which rows of the batch, an index or a slice.
+    """
+
+    distribution: Distribution
+    values: Tensor
+    rows: Tensor | slice
+
+
+def actor_critic_losses(outputs: list[Outputs], batch: Batch, *, normalize_advantages: bool) -> Losses:
+    """The losses over all rows, however many parts the forward pass was made in.
+
+    Args:
+        outputs: parts that together cover the batch once.
+        batch: the rollout.
+        normalize_advantages: give the advantages mean 0 and deviation 1 over the valid rows.
+    """
+    advantages = standardise(batch.advantages, batch.weights) if normalize_advantages else batch.advantages
+    policy, value, entropy, weights = [], [], [], []
+    for part in outputs:
+        policy.append(-part.distribution.log_prob(batch.actions[part.rows]) * advantages[part.rows])
+        value.append((part.values - batch.returns[part.rows]).square() / 2)
+        entropy.append(part.distribution.entropy())
+        if batch.weights is not None:
+            weights.append(batch.weights[part.rows])
+    joined = torch.cat(weights) if weights else None
+    return Losses(
+        policy=weighted_mean(torch.cat(policy), joined),
+        value=weighted_mean(torch.cat(value), joined),
+        entropy=weighted_mean(torch.cat(entropy), joined),
+    )
+
+
+def standardise(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean 0 and deviation 1 over the rows of positive weight; (M,) to (M,)."""
+    mean = weighted_mean(values, weights)
+    deviation = weighted_mean((values - mean).square(), weights).sqrt()
+    return (values - mean) / (deviation + 1e-8)
+
+
+def explained_variance(values: Tensor, returns: Tensor, weights: Tensor | None) -> Tensor:
+    """`1 - Var(R - V) / Var(R)` over the valid rows, 0-d; 1 is a perfect critic, 0 no better than a constant."""
+    residual = returns - values
+    unexplained = weighted_mean((residual - weighted_mean(residual, weights)).square(), weights)
+    total = weighted_mean((returns - weighted_mean(returns, weights)).square(), weights)
+    return 1 - unexplained / total

@@ -1,0 +1,130 @@
+"""Torsos: from raw observations to features. Orthogonal initialisation with gain sqrt(2), biases 0 (as in Baselines)."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import gymnasium
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn import functional
+
+from acktr.agents.settings import Settings
+from acktr.errors import UserError
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+
+
+class Encoder(nn.Module):
+    """Raw observations to floating point: frames / 255, vectors flat, Discrete as one-hot.
+
+    Args:
+        space: observation space of one environment.
+
+    Raises:
+        UserError: a space that no torso takes.
+    """
+
+    def __init__(self, space: gymnasium.Space[object]) -> None:
+        super().__init__()
+        self.is_image = is_image(space)
+        if isinstance(space, spaces.Discrete):
+            self.categories: int | None = int(space.n)
+            self.shape: tuple[int, ...] = (int(space.n),)
+        elif isinstance(space, spaces.Box):
+            self.categories = None
+            self.shape = tuple(space.shape) if self.is_image else (math.prod(space.shape),)
+        else:
+            raise UserError(f"observation space {space} is not supported: use a Box or Discrete observation space")
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(N, *space) to (N, *self.shape) in float32 or the default dtype."""
+        dtype = torch.get_default_dtype()
+        if self.categories is not None:
+            return functional.one_hot(observations.long(), self.categories).to(dtype)
+        if not self.is_image:
+            return observations.to(dtype).flatten(1)
+        return observations.to(dtype) / 255
+
+
+def is_image(space: gymnasium.Space[object]) -> bool:
+    """Whether the space holds frames: uint8 on three axes, channels first."""
+    return isinstance(space, spaces.Box) and space.dtype == "uint8" and len(space.shape) == 3
+
+
+def nature_torso(shape: tuple[int, ...], *, channels: Sequence[int], features: int) -> nn.Sequential:
+    """Three convolutions and a linear layer (Mnih et al. 2015; 32-64-32 channels in Wu et al. 2017).
+
+    Args:
+        shape: (C, H, W) of the encoded frames; H and W of at least 36.
+        channels: of the three convolutions.
+        features: width of the linear layer.
+
+    Raises:
+        UserError: frames too small for the kernels, or a number of channels other than three.
+    """
+    if len(channels) != 3:
+        raise UserError(f"setting 'conv_channels' takes three numbers, got {tuple(channels)}")
+    height, width = shape[1:]
+    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+        height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+    if height < 1 or width < 1:
+        raise UserError(f"frames of {shape[1]}x{shape[2]} are too small for network 'nature': use 36x36 or larger")
+    return nn.Sequential(
+        _orthogonal(nn.Conv2d(shape[0], channels[0], 8, 4)),
+        nn.ReLU(inplace=True),
+        _orthogonal(nn.Conv2d(channels[0], channels[1], 4, 2)),
+        nn.ReLU(inplace=True),
+        _orthogonal(nn.Conv2d(channels[1], channels[2], 3, 1)),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        _orthogonal(nn.Linear(channels[2] * height * width, features)),
+        nn.ReLU(inplace=True),
+    )
+
+
+def mlp_torso(inputs: int, *, sizes: Sequence[int], activation: str) -> nn.Sequential:
+    """Linear layers with an activation behind each.
+
+    Args:
+        inputs: width of the encoded observation.
+        sizes: widths of the hidden layers.
+        activation: tanh, relu or elu.
+    """
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layers += [_orthogonal(nn.Linear(inputs, size)), ACTIVATIONS[activation]()]
+        inputs = size
+    return nn.Sequential(*layers)
+
+
+def build_torso(encoder: Encoder, settings: Settings) -> nn.Sequential:
+    """The torso that the settings name, on encoded observations.
+
+    Raises:
+        UserError: network 'nature' on observations that are no frames.
+    """
+    kind = settings.network
+    if kind == "auto":
+        kind = "nature" if encoder.is_image else "mlp"
+    if kind == "nature":
+        if not encoder.is_image:
+            raise UserError("network 'nature' takes frames (uint8 on three axes); use --network mlp for vectors")
+        return nature_torso(encoder.shape, channels=settings.conv_channels, features=settings.conv_features)
+    body = mlp_torso(math.prod(encoder.shape), sizes=settings.hidden_sizes, activation=settings.activation)
+    return nn.Sequential(nn.Flatten(), *body)
+
+
+def orthogonal_linear(inputs: int, outputs: int, *, gain: float) -> nn.Linear:
+    """A linear layer with orthogonal weights of the given gain and bias 0."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _orthogonal(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    nn.init.orthogonal_(layer.weight, math.sqrt(2))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,82 @@
+"""The actor-critic: observations to a distribution over actions and a value."""
+
+import copy
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from acktr.agents.distributions import build_head
+from acktr.agents.networks import Encoder, build_torso, orthogonal_linear
+from acktr.agents.settings import Settings
+from acktr.kfac import sample
+
+
+class ActorCritic(nn.Module):
+    """A policy and a value on one torso (`shared_trunk`) or on two.
+
+    Args:
+        observation_space: of one environment.
+        action_space: of one environment.
+        settings: network, shared_trunk, policy_gain and the sizes.
+        torso: a network of one's own from encoded observations (N, *shape) to features (N, F); it is used as it is
+            for the policy, and for the value too when shared; otherwise the value gets a copy.
+
+    Raises:
+        UserError: a space that no network here takes.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space[object],
+        action_space: gymnasium.Space[object],
+        settings: Settings,
+        *,
+        torso: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(observation_space)
+        self.torso = build_torso(self.encoder, settings) if torso is None else torso
+        self.value_torso: nn.Module | None = None
+        if not settings.shared_trunk:
+            self.value_torso = build_torso(self.encoder, settings) if torso is None else copy.deepcopy(torso)
+        with torch.no_grad():
+            features = self.torso(torch.zeros(1, *self.encoder.shape)).shape[-1]
+        self.policy_head = build_head(action_space, features, gain=settings.policy_gain)
+        self.value_head = orthogonal_linear(features, 1, gain=1.0)
+
+    def forward(self, observations: Tensor) -> tuple[Distribution, Tensor]:
+        """Distributions over actions and values.
+
+        Args:
+            observations: (N, *space), raw.
+
+        Returns:
+            N distributions, and values (N,).
+        """
+        encoded = self.encoder(observations)
+        features = self.torso(encoded)
+        value_features = features if self.value_torso is None else self.value_torso(encoded)
+        return self.policy_head(features), self.value_head(value_features).squeeze(-1)
+
+    def values(self, observations: Tensor) -> Tensor:
+        """Values (N,) alone."""
+        encoded = self.encoder(observations)
+        torso = self.torso if self.value_torso is None else self.value_torso
+        values: Tensor = self.value_head(torso(encoded)).squeeze(-1)
+        return values
+
+    @torch.no_grad()
+    def act(
+        self, observations: Tensor, *, generator: torch.Generator | None = None, deterministic: bool = False
+    ) -> Tensor:
+        """Actions for raw observations (N, *space): (N,) int64 or (N, d), drawn, or the mode when deterministic."""
+        distribution = self.policy_head(self.torso(self.encoder(observations)))
+        return distribution.mode if deterministic else sample(distribution, generator)
+
+    @torch.no_grad()
+    def act_and_value(self, observations: Tensor, *, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Drawn actions and values (N,) in one forward pass."""
+        distribution, values = self(observations)
+        return sample(distribution, generator), values

@@ -1,0 +1,133 @@
+"""The on-policy buffer: T steps of N environments, preallocated, turned into one batch."""
+
+import dataclasses
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acktr.agents.policy import ActorCritic
+from acktr.agents.returns import gae
+from acktr.envs.vector import Step
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """M = T · N rows, time-major, on the policy's device.
+
+    Attributes:
+        observations: (M, *space), raw.
+        actions: (M,) int64 or (M, d).
+        advantages: (M,).
+        returns: (M,) value targets.
+        weights: (M,) with 0 for rows that are no real transition, or None when all rows are real.
+        valid_rows: number of real transitions.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    advantages: Tensor
+    returns: Tensor
+    weights: Tensor | None
+    valid_rows: int
+
+
+class Rollout:
+    """Storage for one rollout. Frames stay uint8 and are copied to the device once.
+
+    Args:
+        num_steps: T.
+        num_envs: N.
+        observation_space: of one environment.
+        device: where the batch lives.
+    """
+
+    def __init__(
+        self, *, num_steps: int, num_envs: int, observation_space: gymnasium.Space[object], device: torch.device
+    ) -> None:
+        shape = observation_space.shape or ()
+        dtype = _observation_dtype(observation_space)
+        self.num_steps = num_steps
+        self.observations = torch.zeros((num_steps + 1, num_envs, *shape), dtype=dtype, device=device)
+        self.values = torch.zeros((num_steps + 1, num_envs), device=device)
+        self._actions: list[Tensor] = []
+        self._rewards = np.zeros((num_steps, num_envs), dtype=np.float32)
+        self._terminals = np.zeros((num_steps, num_envs), dtype=np.bool_)
+        self._truncations = np.zeros((num_steps, num_envs), dtype=np.bool_)
+        self._valid = np.ones((num_steps, num_envs), dtype=np.bool_)
+        self._finals: list[tuple[int, NDArray[np.intp], NDArray[np.generic]]] = []
+
+    def start(self, observations: NDArray[np.generic] | None) -> None:
+        """Begin a rollout from fresh observations, or, with None, from where the last one ended."""
+        if observations is None:
+            self.observations[0].copy_(self.observations[self.num_steps])
+        else:
+            self.observations[0].copy_(torch.from_numpy(observations))
+        self._actions.clear()
+        self._finals.clear()
+
+    def store(self, index: int, *, actions: Tensor, values: Tensor, rewards: NDArray[np.floating], step: Step) -> None:
+        """Keep step `index`: what was done and what came of it.
+
+        Args:
+            index: 0 to T - 1.
+            actions: (N,) or (N, d), on the device.
+            values: (N,) of the observations acted on.
+            rewards: (N,) as learnt from (clipped where the settings say so).
+            step: what the environment returned.
+        """
+        self.observations[index + 1].copy_(torch.from_numpy(step.observations))
+        self.values[index] = values
+        self._actions.append(actions)
+        self._rewards[index] = rewards
+        self._terminals[index] = step.terminals
+        self._truncations[index] = step.truncations
+        self._valid[index] = step.valid
+        if step.final_observations is not None and step.truncations.any():
+            rows = np.flatnonzero(step.truncations)
+            self._finals.append((index, rows, step.final_observations[rows]))
+
+    @torch.no_grad()
+    def finish(self, policy: ActorCritic, *, gamma: float, gae_lambda: float) -> Batch:
+        """Bootstrap, and return the batch.
+
+        Truncated episodes bootstrap from their true final observation: the next stored one where the environment
+        returned it there (NEXT_STEP), else one batched forward pass over the final observations set aside.
+        """
+        device = self.values.device
+        self.values[self.num_steps] = policy.values(self.observations[self.num_steps])
+        next_values = self.values[1:].clone()
+        if self._finals:
+            finals = np.concatenate([observations for _, _, observations in self._finals])
+            steps = np.concatenate([np.full(len(rows), index) for index, rows, _ in self._finals])
+            columns = np.concatenate([rows for _, rows, _ in self._finals])
+            final_values = policy.values(torch.from_numpy(finals).to(device))
+            next_values[torch.from_numpy(steps).to(device), torch.from_numpy(columns).to(device)] = final_values
+        terminals = torch.from_numpy(self._terminals).to(device)
+        advantages = gae(
+            rewards=torch.from_numpy(self._rewards).to(device),
+            values=self.values[:-1],
+            next_values=next_values,
+            terminals=terminals,
+            truncations=torch.from_numpy(self._truncations).to(device),
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+        )
+        valid_rows = int(self._valid.sum())
+        everything = valid_rows == self._valid.size
+        return Batch(
+            observations=self.observations[:-1].flatten(0, 1),
+            actions=torch.stack(self._actions).flatten(0, 1),
+            advantages=advantages.flatten(),
+            returns=(advantages + self.values[:-1]).flatten(),
+            weights=None if everything else torch.from_numpy(self._valid).to(device, torch.float32).flatten(),
+            valid_rows=valid_rows,
+        )
+
+
+def _observation_dtype(space: gymnasium.Space[object]) -> torch.dtype:
+    if space.dtype == np.uint8:
+        return torch.uint8
+    return torch.int64 if np.issubdtype(space.dtype, np.integer) and not space.shape else torch.float32

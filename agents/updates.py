@@ -1,0 +1,50 @@
+"""What one update reports, whichever algorithm made it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from acktr.agents.rollout import Batch
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReport:
+    """Figures of one update, left on the device: whoever logs them reads them.
+
+    Attributes:
+        figures: 0-d tensors by their name in metrics.csv.
+    """
+
+    figures: Mapping[str, Tensor]
+
+
+class Updater(Protocol):
+    """An algorithm: turns a batch into a change of the policy's parameters."""
+
+    def update(self, batch: Batch, *, progress: float) -> UpdateReport:
+        """Learn from one batch.
+
+        Args:
+            batch: the rollout.
+            progress: share of the run that is over, 0 to 1, which schedules follow.
+        """
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """Counts since the start: decomposition_retries, stale_inverses, skipped_batches. Reads the device."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next update needs beside the policy's parameters."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        ...
+
+
+def scheduled(value: float, schedule: str, progress: float) -> float:
+    """A setting under its schedule: `linear` falls to 0 at progress 1, `constant` stays."""
+    return value * max(0.0, 1.0 - progress) if schedule == "linear" else value

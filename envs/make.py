@@ -1,0 +1,118 @@
+"""The one entry to environments: `make_vec` for an id, a factory or a vector environment."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from acktr.envs.adaptor import GymnasiumEnvironment
+from acktr.envs.atari import atari_spec, make_atari
+from acktr.envs.registry import family, family_of_space, find_spec, make_single
+from acktr.envs.vector import VectorEnvironment
+from acktr.errors import UserError
+
+__all__ = ["family", "make_vec"]
+
+
+def make_vec(
+    env: "str | Callable[[], gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]",
+    num_envs: int,
+    *,
+    terminal_on_life_loss: bool = False,
+    fire_after_life_loss: bool = False,
+    noop_max: int = 30,
+    num_threads: int = 0,
+    autoreset_mode: AutoresetMode | None = None,
+) -> VectorEnvironment:
+    """Make `num_envs` environments that step together.
+
+    Args:
+        env: an id that gymnasium knows (or `module:id`), a function that makes one environment anew at every call, or
+            a vector environment in any autoreset mode.
+        num_envs: N; for a vector environment it must be the number it has.
+        terminal_on_life_loss: Atari ids only: a lost life sets `Step.terminals`; the episode and its score go on.
+        fire_after_life_loss: Atari ids only: FIRE is pressed after a lost life and that row is invalid.
+        noop_max: Atari ids only: a game starts with fewer than this many no-ops.
+        num_threads: emulator threads of Atari ids; 0 takes the cores this process may use.
+        autoreset_mode: for ids and factories the mode to build with (None: NEXT_STEP); for a vector environment
+            None takes what it declares and a value overrides that. The meaning of `Step` is the same in all.
+
+    Raises:
+        UserError: an unknown id (with the nearest ones), a missing dependency, spaces that are not understood, a
+            number of environments that does not fit, or a life rule where there are no lives.
+    """
+    if num_envs < 1:
+        raise UserError(f"num_envs must be at least 1, got {num_envs}")
+    spec = find_spec(env) if isinstance(env, str) else None
+    if spec is not None and family(spec.id) == "atari":
+        return make_atari(
+            atari_spec(spec),
+            num_envs,
+            terminal_on_life_loss=terminal_on_life_loss,
+            fire_after_life_loss=fire_after_life_loss,
+            noop_max=noop_max,
+            num_threads=num_threads,
+            autoreset_mode=autoreset_mode or AutoresetMode.NEXT_STEP,
+        )
+    name = spec.id if spec is not None else _name(env)
+    if terminal_on_life_loss or fire_after_life_loss:
+        raise UserError(
+            f"terminal_on_life_loss and fire_after_life_loss are for Atari ids such as BreakoutNoFrameskip-v4; "
+            f"'{name}' is none: leave them off"
+        )
+    if isinstance(env, VectorEnv):
+        return _adapt_vector_env(env, num_envs, name=name, autoreset_mode=autoreset_mode)
+    if isinstance(env, gymnasium.Env) or not (spec is not None or callable(env)):
+        raise UserError(f"'{name}' is no id, factory or VectorEnv; pass a function that makes the environment")
+    factory: Callable[[], gymnasium.Env[Any, Any]] = env if callable(env) else lambda: make_single(find_spec(name))
+    if spec is not None and spec.entry_point is None:
+        raise UserError(f"'{name}' exists as a vector environment only; make it and pass the object instead of the id")
+    return _make_sync(factory, num_envs, name=name, autoreset_mode=autoreset_mode or AutoresetMode.NEXT_STEP)
+
+
+def _adapt_vector_env(
+    env: VectorEnv[Any, Any, Any], num_envs: int, *, name: str, autoreset_mode: AutoresetMode | None
+) -> VectorEnvironment:
+    if env.num_envs != num_envs:
+        raise UserError(f"the vector environment '{name}' holds {env.num_envs} environments, not num_envs={num_envs}")
+    if type(env.unwrapped).__module__.startswith("ale_py."):
+        warnings.warn(
+            f"'{name}' is ale-py's own vector environment: by default it clips rewards, so that scores are lost, and its "
+            "life options are not understood; pass the id instead",
+            stacklevel=3,
+        )
+    family_name = family_of_space(env.single_observation_space)
+    limit = env.spec.max_episode_steps if env.spec is not None else None
+    return GymnasiumEnvironment(
+        env, name=name, family=family_name, autoreset_mode=autoreset_mode, max_episode_steps=limit
+    )
+
+
+def _make_sync(
+    factory: Callable[[], gymnasium.Env[Any, Any]], num_envs: int, *, name: str, autoreset_mode: AutoresetMode
+) -> VectorEnvironment:
+    # One process: for environments that cost less than about a millisecond a step, worker processes are slower. The
+    # observations are copied by the adaptor, so a copy here would be a second one.
+    envs = SyncVectorEnv([factory] * num_envs, copy=False, autoreset_mode=autoreset_mode)
+    if len({id(single) for single in envs.envs}) != num_envs:
+        raise UserError(f"the factory '{name}' returned one environment twice; it must make a new one at every call")
+    single = envs.envs[0]
+    spec = single.spec
+    return GymnasiumEnvironment(
+        envs,
+        name=spec.id if spec is not None else name,
+        family=family(spec.id)
+        if spec is not None and spec.id in gymnasium.registry
+        else family_of_space(single.observation_space),
+        max_episode_steps=spec.max_episode_steps if spec is not None else None,
+    )
+
+
+def _name(env: object) -> str:
+    """Return what to call something that is no id: its spec's id, else the name of its function or class."""
+    spec = getattr(env, "spec", None)
+    if spec is not None:
+        return str(spec.id)
+    return str(getattr(env, "__name__", None) or type(getattr(env, "unwrapped", env)).__name__)

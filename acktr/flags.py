@@ -73,18 +73,18 @@ def parse_train(args: Sequence[str], *, description: str) -> TrainFlags:
     resolution = presets.resolve(
         {name: value for name, value in given.items() if value is not None}, preset=selection.preset
     )
-    shown = "; ".join(resolution.notes) or "preset: none; add --env ID to see the defaults for an environment"
+    shown = "; ".join(resolution.notes) or "no preset. Add --env ID to see those for an environment."
     parsed, unknown = tyro.cli(
         _flag_class(resolution),
         prog="acktr train",
-        description=f"{description}\n\nDefaults below by {shown}",
+        description=f"{description}\n\nThe defaults below follow {shown}",
         args=args,
         return_unknown_args=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
     refuse_unknown("train", unknown, [*FIELDS, "preset", "run_dir"])
     values = {name: getattr(getattr(parsed, group), name) for name, group in group_of_setting().items()}
-    return TrainFlags(settings=Settings(**values), run_dir=parsed.run.run_dir, notes=resolution.notes)
+    return TrainFlags(settings=Settings(**values), run_dir=parsed.run.run_dir or None, notes=resolution.notes)
 
 
 def refuse_unknown(verb: str, unknown: Sequence[str], known: Sequence[str]) -> None:
@@ -147,12 +147,12 @@ def _flag_class(resolution: presets.Resolution) -> type[Any]:
                 "of it. See `acktr presets`.",
                 "(default: by the environment)",
             ),
-            dataclasses.field(default=None),
+            dataclasses.field(default=""),
         ),
         (
             "run_dir",
             _text("DIR", "The run's own folder.", "(default: runs/<env>/<algorithm>-seed<k>-<time>)"),
-            dataclasses.field(default=None),
+            dataclasses.field(default=""),
         ),
     ]
     boxes = []
@@ -166,14 +166,14 @@ def _flag_class(resolution: presets.Resolution) -> type[Any]:
 def _annotation(name: str, default: Any, resolution: presets.Resolution) -> Any:
     field = FIELDS[name]
     kind: Any = field.type
-    help_text = f"{field.metadata['meaning']} Typical: {field.metadata['typical']}."
     source = resolution.sources.get(name)
     origin = field.metadata["origin"] if source is None else "" if source == "given" else f"preset {source}"
     if name == "env" and not default:
-        hint = "(required)"
+        hint = f"(required, for example {field.metadata['typical']})"
     else:
-        hint = f"(default {shown_value(default)}{f': {origin}' if origin else ''})"
-    argument = tyro.conf.arg(help=help_text, help_behavior_hint=hint)
+        shown, typical = shown_value(default), str(field.metadata["typical"])
+        hint = f"(default {shown}{f', {origin}' if origin else ''}{f'; typically {typical}' if typical != shown else ''})"
+    argument = tyro.conf.arg(help=field.metadata["meaning"], help_behavior_hint=hint)
     if kind is bool:
         return Annotated[bool, argument]
     several = get_origin(kind) is tuple

@@ -9,7 +9,7 @@ from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
-from acktr.agents.updates import UpdateReport, scheduled
+from acktr.agents.updates import UpdateReport, load_optimizer_state, optimizer_state, scheduled
 
 
 class A2CUpdater:
@@ -63,15 +63,19 @@ class A2CUpdater:
             }
         )
 
+    def learning_rate(self) -> float:
+        """The learning rate of the last update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
     def counters(self) -> Mapping[str, int]:
         """Batches skipped; A2C has no inverses."""
         return {"decomposition_retries": 0, "stale_inverses": 0, "skipped_batches": int(self._skipped.item())}
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the count of skipped batches."""
-        return {"optimizer": self.optimizer.state_dict(), "skipped": self._skipped}
+        return {"optimizer": optimizer_state(self.optimizer), "skipped": self._skipped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self._skipped = state["skipped"].to(self._skipped.device, copy=True)

@@ -16,7 +16,7 @@ from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
-from acktr.agents.updates import UpdateReport, scheduled
+from acktr.agents.updates import UpdateReport, load_optimizer_state, optimizer_state, scheduled
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, mean_kl, weighted_mean
 
 
@@ -125,6 +125,10 @@ class ACKTRUpdater:
         measured = policy + weighted_mean(moved, weights) if self.settings.shared_trunk else policy
         return {"kl_measured": measured, "kl_policy": policy}
 
+    def learning_rate(self) -> float:
+        """The learning rate of the last update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
     def counters(self) -> Mapping[str, int]:
         """Retries and stale inverses of the guard ladder, and batches skipped."""
         return {
@@ -135,11 +139,11 @@ class ACKTRUpdater:
 
     def state_dict(self) -> dict[str, Any]:
         """K-FAC's state and the rotation counters; the generator is its owner's to save."""
-        return {"optimizer": self.optimizer.state_dict(), "updates": self._updates, "rotation": self._rotation}
+        return {"optimizer": optimizer_state(self.optimizer), "updates": self._updates, "rotation": self._rotation}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self._updates = state["updates"]
         self._rotation = state["rotation"]
 

@@ -186,9 +186,9 @@ def resolve(overrides: Mapping[str, Any], *, preset: str | Path | None = None, f
     sources.update(dict.fromkeys(overrides, "given"))
     notes = []
     if shipped is not None:
-        notes.append(f"preset: {shipped.name}{reason}{f', under {own.name}' if own else ''}")
+        notes.append(f"preset {shipped.name}{reason}{f', under {own.name}' if own else ''}")
     elif own is not None:
-        notes.append(f"preset: {own.name}")
+        notes.append(f"preset {own.name}")
     return Resolution(values=MappingProxyType(values), sources=MappingProxyType(sources), notes=tuple(notes))
 
 

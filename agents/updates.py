@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from acktr.agents.rollout import Batch
@@ -32,6 +33,10 @@ class Updater(Protocol):
         """
         ...
 
+    def learning_rate(self) -> float:
+        """The learning rate of the last update."""
+        ...
+
     def counters(self) -> Mapping[str, int]:
         """Counts since the start: decomposition_retries, stale_inverses, skipped_batches. Reads the device."""
         ...
@@ -48,3 +53,15 @@ class Updater(Protocol):
 def scheduled(value: float, schedule: str, progress: float) -> float:
     """A setting under its schedule: `linear` falls to 0 at progress 1, `constant` stays."""
     return value * max(0.0, 1.0 - progress) if schedule == "linear" else value
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`optimizer.state_dict()` with the parameters' indices as text, which checkpoint keys are."""
+    state = optimizer.state_dict()
+    return {**state, "state": {str(index): value for index, value in state["state"].items()}}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take back what `optimizer_state` gave."""
+    indexed = {int(index): dict(value) for index, value in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": indexed})

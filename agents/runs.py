@@ -1,0 +1,193 @@
+"""Whole runs: make the environment, the policy and the folder, train, and leave everything in order."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from acktr.agents.plots import plot
+from acktr.agents.policy import ActorCritic
+from acktr.agents.reporting import Reporter
+from acktr.agents.run_folder import RunFolder
+from acktr.agents.settings import Settings
+from acktr.agents.streams import Streams
+from acktr.agents.trainer import Trainer
+from acktr.envs.make import make_vec
+from acktr.envs.vector import VectorEnvironment
+from acktr.errors import UserError
+
+CURVE_FILE = "curve.png"
+
+
+def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()) -> Path:
+    """Train from scratch into a new run folder.
+
+    Args:
+        settings: resolved settings.
+        run_dir: the run's own folder; None makes `runs/<env>/<algorithm>-seed<k>-<time>/`.
+        notes: lines to print first, e.g. which preset was chosen.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: the environment or the folder cannot be made, or a setting does not fit.
+        RunError: training failed; the last good checkpoint is named.
+        KeyboardInterrupt: after Ctrl-C, with everything saved.
+    """
+    set_threads(settings.num_threads)
+    environment = make_environment(settings)
+    try:
+        device, reason = choose_device(settings, environment)
+        streams = Streams(settings.seed, device)
+        streams.seed_globals()
+        policy = build_policy(settings, environment, device)
+        folder = RunFolder.create(settings, run_dir)
+        with Reporter(folder, settings) as reporter:
+            for note in (*notes, reason, f"run folder: {folder.path}"):
+                reporter.message(note)
+            trainer = Trainer(settings, environment, policy, streams=streams, reporter=reporter, folder=folder)
+            _train_to_the_end(trainer, folder)
+    finally:
+        environment.close()
+    return folder.path
+
+
+def resume(run: Path, *, total_timesteps: int | None = None, device: str | None = None) -> Path:
+    """Go on with a run from its last checkpoint, in the same folder.
+
+    Args:
+        run: the run folder.
+        total_timesteps: a new end; schedules stretch from the present progress. None keeps the old one.
+        device: another device; None keeps the setting.
+
+    Raises:
+        UserError: no run folder, or no checkpoint that loads.
+        RunError: training failed; the last good checkpoint is named.
+        KeyboardInterrupt: after Ctrl-C, with everything saved.
+    """
+    folder = RunFolder.open(run)
+    settings = folder.settings
+    changes: dict[str, object] = {}
+    if total_timesteps is not None:
+        changes["total_timesteps"] = total_timesteps
+    if device is not None:
+        changes["device"] = device
+    if changes:
+        settings = Settings.from_dict({**settings.to_dict(), **changes})
+    found = folder.load_latest()
+    state = None if found is None else found[1].state
+    done = 0 if state is None else state["timesteps"]
+    if done >= settings.total_timesteps:
+        print(f"{run} is finished: {done} of {settings.total_timesteps} timesteps; --total-timesteps N trains further")
+        return folder.path
+    set_threads(settings.num_threads)
+    environment = make_environment(settings)
+    try:
+        chosen, reason = choose_device(settings, environment)
+        streams = Streams(settings.seed, chosen)
+        streams.seed_globals()
+        policy = build_policy(settings, environment, chosen)
+        if changes:
+            folder.write_settings(settings)
+        folder.record_start()
+        with Reporter(folder, settings, resume_at=done) as reporter:
+            trainer = Trainer(settings, environment, policy, streams=streams, reporter=reporter, folder=folder)
+            reporter.message(reason)
+            if state is None:
+                reporter.message("no checkpoint was written before the interruption: starting from the beginning")
+            else:
+                trainer.load_state_dict(state)
+                reporter.message(
+                    f"resumed at {done} timesteps: weights, optimizer, curvature, counters and random streams came "
+                    "back; environments start fresh episodes"
+                )
+            _train_to_the_end(trainer, folder)
+    finally:
+        environment.close()
+    return folder.path
+
+
+def make_environment(settings: Settings) -> VectorEnvironment:
+    """The environments that the settings describe."""
+    return make_vec(
+        settings.env,
+        settings.num_envs,
+        terminal_on_life_loss=settings.terminal_on_life_loss,
+        fire_after_life_loss=settings.fire_after_life_loss,
+        noop_max=settings.noop_max,
+        num_threads=settings.num_threads,
+    )
+
+
+def build_policy(
+    settings: Settings, environment: VectorEnvironment, device: torch.device, *, torso: nn.Module | None = None
+) -> ActorCritic:
+    """A fresh policy for the environment's spaces, on the device."""
+    policy = ActorCritic(environment.observation_space, environment.action_space, settings, torso=torso)
+    return policy.to(device)
+
+
+def choose_device(settings: Settings, environment: VectorEnvironment) -> tuple[torch.device, str]:
+    """The device that the settings name or that suits the network, and the reason in one line.
+
+    Raises:
+        UserError: a device that does not exist here.
+    """
+    available = torch.cuda.is_available()
+    if settings.device == "auto":
+        convolutional = settings.network == "nature" or (
+            settings.network == "auto" and len(environment.observation_space.shape or ()) == 3
+        )
+        if available and convolutional:
+            return torch.device("cuda"), f"device: cuda ({torch.cuda.get_device_name()}), for a convolutional policy"
+        if available:
+            return torch.device("cpu"), "device: cpu, faster than a GPU for a small MLP (--device cuda overrides)"
+        return torch.device("cpu"), "device: cpu, no CUDA device found"
+    try:
+        device = torch.device(settings.device)
+    except RuntimeError:
+        raise UserError(f"setting 'device' takes auto, cpu, cuda or cuda:N, got '{settings.device}'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"setting 'device' takes auto, cpu, cuda or cuda:N, got '{settings.device}'")
+    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"device '{settings.device}' is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device, f"device: {device}, as asked"
+
+
+def set_threads(num_threads: int) -> None:
+    """Let torch use that many CPU threads, or with 0 as many cores as this process may run on."""
+    torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
+
+
+def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
+    with _interruptible() as stop:
+        complete = trainer.train(stop=lambda: bool(stop))
+    if not complete:
+        trainer.reporter.message(f"interrupted; saved. Go on with `acktr resume {folder.path}`")
+        raise KeyboardInterrupt
+    plot([folder.path], folder.path / CURVE_FILE)
+    trainer.reporter.message(f"finished; evaluate with `acktr evaluate {folder.path}`")
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """A list that holds something once Ctrl-C or SIGTERM came; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(130)
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,280 @@
+"""The loop: act, step, store, update, log, checkpoint."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.profiler import record_function
+
+from acktr.agents.a2c import A2CUpdater
+from acktr.agents.acktr import ACKTRUpdater
+from acktr.agents.policy import ActorCritic
+from acktr.agents.reporting import Reporter
+from acktr.agents.rollout import Batch, Rollout
+from acktr.agents.run_folder import RunFolder
+from acktr.agents.settings import Settings
+from acktr.agents.spaces import space_to_dict
+from acktr.agents.streams import Streams
+from acktr.agents.updates import Updater
+from acktr.envs.vector import VectorEnvironment
+from acktr.errors import RunError
+
+RETURN_WINDOW = 100
+"""Episodes that `return_mean` is taken over."""
+
+
+class Trainer:
+    """Trains one policy on one vector of environments.
+
+    Args:
+        settings: the run's settings, resolved.
+        environment: N environments; `num_envs` of the settings must be N.
+        policy: the network to train, on its device.
+        streams: the run's random streams.
+        reporter: where progress goes.
+        folder: where checkpoints go; None keeps none.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: VectorEnvironment,
+        policy: ActorCritic,
+        *,
+        streams: Streams,
+        reporter: Reporter,
+        folder: RunFolder | None,
+    ) -> None:
+        self.settings = settings
+        self.environment = environment
+        self.policy = policy
+        self.streams = streams
+        self.reporter = reporter
+        self.folder = folder
+        self.device = next(policy.parameters()).device
+        self.updater: Updater = (
+            ACKTRUpdater(policy, settings, streams.fisher)
+            if settings.algorithm == "acktr"
+            else A2CUpdater(policy, settings)
+        )
+        self.rollout = Rollout(
+            num_steps=settings.num_steps,
+            num_envs=environment.num_envs,
+            observation_space=environment.observation_space,
+            device=self.device,
+        )
+        self.timesteps = 0
+        self.updates = 0
+        self.episodes = 0
+        self.wall_time = 0.0
+        self.best_return = -math.inf
+        self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
+        self.lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
+        self._interval = Interval()
+        self._checkpoint_at = 0
+        self._fresh: NDArray[Any] | None = None
+
+    def train(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Run until `total_timesteps`, or until `stop()` says so between two updates.
+
+        Returns:
+            Whether the run is complete.
+
+        Raises:
+            RunError: training diverged, or a checkpoint could not be written; the last good checkpoint is kept.
+        """
+        settings = self.settings
+        if self.timesteps >= settings.total_timesteps:
+            return True
+        self._restart_environments()
+        started = time.perf_counter() - self.wall_time
+        self._interval.start(self.timesteps, self.wall_time)
+        self._checkpoint_at = self._next_checkpoint()
+        while self.timesteps < settings.total_timesteps and not stop():
+            batch = self._collect()
+            progress = self.timesteps / settings.total_timesteps
+            report = self.updater.update(batch, progress=progress)
+            self._interval.add(report.figures)
+            self.timesteps += batch.valid_rows
+            self.updates += 1
+            self.wall_time = time.perf_counter() - started
+            complete = self.timesteps >= settings.total_timesteps
+            if self.updates % settings.log_interval == 0 or complete:
+                self._log(progress)
+            self.reporter.status(
+                timesteps=self.timesteps, steps_per_second=self._interval.rate(self.timesteps, self.wall_time)
+            )
+            if self.timesteps >= self._checkpoint_at and not complete:
+                self.checkpoint()
+                self._checkpoint_at = self._next_checkpoint()
+                if settings.exact_resume:
+                    self._restart_environments()
+        complete = self.timesteps >= settings.total_timesteps
+        self.checkpoint(is_final=complete)
+        return complete
+
+    def _collect(self) -> Batch:
+        settings, rollout, environment = self.settings, self.rollout, self.environment
+        rollout.start(self._fresh)
+        self._fresh = None
+        for index in range(settings.num_steps):
+            with record_function("acktr::act"):
+                actions, values = self.policy.act_and_value(
+                    rollout.observations[index], generator=self.streams.actions
+                )
+                host_actions = actions.cpu().numpy()
+            with record_function("acktr::environment"):
+                step = environment.step(host_actions)
+            rewards = np.sign(step.rewards) if settings.reward_clip == "sign" else step.rewards
+            rollout.store(index, actions=actions, values=values, rewards=rewards, step=step)
+            if step.episode_returns.size:
+                self.returns.extend(step.episode_returns.tolist())
+                self.lengths.extend(step.episode_lengths.tolist())
+                self.episodes += int(step.episode_returns.size)
+        return rollout.finish(self.policy, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
+
+    def _restart_environments(self) -> None:
+        self._fresh = self.environment.reset(self.streams.environment_seeds(self.environment.num_envs))
+
+    def _next_checkpoint(self) -> int:
+        interval = self.settings.checkpoint_interval
+        return (self.timesteps // interval + 1) * interval
+
+    def _log(self, progress: float) -> None:
+        figures = self._interval.means()
+        counters = self.updater.counters()
+        row: dict[str, float | int | None] = {
+            "timesteps": self.timesteps,
+            "updates": self.updates,
+            "wall_time": self.wall_time,
+            "steps_per_second": self._interval.rate(self.timesteps, self.wall_time),
+            "episodes": self.episodes,
+            "learning_rate": self.updater.learning_rate(),
+            **figures,
+            **counters,
+        }
+        if self.returns:
+            row["return_mean"] = float(np.mean(self.returns))
+            row["return_std"] = float(np.std(self.returns))
+            row["length_mean"] = float(np.mean(self.lengths))
+        self.reporter.row(row)
+        self._check_divergence(figures, counters)
+        self._interval.start(self.timesteps, self.wall_time)
+        self._interval.skipped = counters["skipped_batches"]
+
+    def _check_divergence(self, figures: Mapping[str, float], counters: Mapping[str, int]) -> None:
+        skipped = counters["skipped_batches"] - self._interval.skipped
+        if skipped < self._interval.updates and all(math.isfinite(value) for value in self.returns):
+            return
+        reason = (
+            f"the last {skipped} batches all had a non-finite gradient"
+            if skipped >= self._interval.updates
+            else "an episode's return is not finite"
+        )
+        self.reporter.message(f"last losses: policy {figures['policy_loss']:.4g}, value {figures['value_loss']:.4g}")
+        kept = "no checkpoint was written yet"
+        if self.folder is not None and (last := self.folder.latest_checkpoint()) is not None:
+            kept = f"the last good checkpoint is {last}"
+        raise RunError(
+            f"training diverged at {self.timesteps} timesteps: {reason}; {kept}; "
+            "try a smaller --max-kl or --lr, or --reward-clip sign"
+        )
+
+    # --- persistence -------------------------------------------------------------------------------------------
+
+    def checkpoint(self, *, is_final: bool = False) -> None:
+        """Write a checkpoint, marked best when the mean return never was higher over a full window."""
+        if self.folder is None:
+            return
+        is_best = False
+        if len(self.returns) == RETURN_WINDOW or is_final:
+            mean = float(np.mean(self.returns)) if self.returns else -math.inf
+            is_best = mean > self.best_return
+            self.best_return = max(mean, self.best_return)
+        self.folder.write_checkpoint(self.state_dict(), timesteps=self.timesteps, is_best=is_best, is_final=is_final)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a checkpoint holds (docs/architecture.md)."""
+        return {
+            **self.policy_state(),
+            "training": {
+                "updater": self.updater.state_dict(),
+                "streams": self.streams.state_dict(),
+                "updates": self.updates,
+                "episodes": self.episodes,
+                "returns": list(self.returns),
+                "lengths": list(self.lengths),
+                "best_return": self.best_return,
+                "wall_time": self.wall_time,
+            },
+        }
+
+    def policy_state(self) -> dict[str, Any]:
+        """What using the policy takes, without what training it further takes."""
+        return {
+            "settings": self.settings.to_dict(),
+            "observation_space": space_to_dict(self.environment.observation_space),
+            "action_space": space_to_dict(self.environment.action_space),
+            "protocol": dict(self.environment.protocol),
+            "timesteps": self.timesteps,
+            "return_mean": float(np.mean(self.returns)) if self.returns else None,
+            "policy": self.policy.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; the environments start fresh episodes at the next `train`."""
+        self.policy.load_state_dict(dict(state["policy"]))
+        training = state["training"]
+        self.updater.load_state_dict(training["updater"])
+        self.streams.load_state_dict(training["streams"])
+        self.timesteps = state["timesteps"]
+        self.updates = training["updates"]
+        self.episodes = training["episodes"]
+        self.returns.extend(training["returns"])
+        self.lengths.extend(training["lengths"])
+        self.best_return = training["best_return"]
+        self.wall_time = training["wall_time"]
+        self._interval.skipped = self.updater.counters()["skipped_batches"]
+
+
+class Interval:
+    """Figures gathered between two rows of metrics.csv, kept on the device until the row is written."""
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self.skipped = 0
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._timesteps = 0
+        self._wall_time = 0.0
+
+    def start(self, timesteps: int, wall_time: float) -> None:
+        """Begin a new interval."""
+        self.updates = 0
+        self._sums = {}
+        self._timesteps = timesteps
+        self._wall_time = wall_time
+
+    def add(self, figures: Mapping[str, Tensor]) -> None:
+        """Add one update's figures."""
+        self.updates += 1
+        for name, value in figures.items():
+            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
+            self._sums[name] = (total + value, count + 1)
+
+    def means(self) -> dict[str, float]:
+        """Mean of each figure over the updates that reported it, read from the device at once."""
+        if not self._sums:
+            return {}
+        stacked = torch.stack([total.float() / count for total, count in self._sums.values()])
+        return dict(zip(self._sums, stacked.tolist(), strict=True))
+
+    def rate(self, timesteps: int, wall_time: float) -> float:
+        """Steps per second since the interval began."""
+        elapsed = wall_time - self._wall_time
+        return (timesteps - self._timesteps) / elapsed if elapsed > 0 else 0.0

@@ -167,7 +167,10 @@ def _annotation(name: str, default: Any, resolution: presets.Resolution) -> Any:
     field = FIELDS[name]
     kind: Any = field.type
     source = resolution.sources.get(name)
-    origin = field.metadata["origin"] if source is None else "" if source == "given" else f"preset {source}"
+    origin = f"preset {source}"
+    if source in (None, "given"):
+        own = field.metadata["origin"]  # that of the declared default, worth naming where it is another's
+        origin = "" if source == "given" or own == "this project" else own
     if name == "env" and not default:
         hint = f"(required, for example {field.metadata['typical']})"
     else:

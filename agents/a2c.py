@@ -44,7 +44,7 @@ class A2CUpdater:
         outputs = [Outputs(distribution=distribution, values=values, rows=slice(None))]
         losses = actor_critic_losses(outputs, batch, normalize_advantages=settings.normalize_advantages)
         self.optimizer.zero_grad()
-        losses.objective(settings).backward()
+        torch.autograd.backward(losses.objective(settings))
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         usable = torch.isfinite(norm)
         self._skipped += 1 - usable.to(self._skipped)

@@ -1,15 +1,20 @@
 """ACKTR: the natural-gradient update of a policy and a value (Wu et al. 2017, arXiv:1708.05144).
 
+With a shared trunk one K-FAC optimizer treats both heads, under the joint Fisher of the policy and a Gaussian value.
+With separate torsos the policy and the critic each have their own, so that the policy's trust region bounds the
+policy's KL alone.
+
 The batch goes through the network in two parts when `stat_fraction` is below 1: the rows that the curvature is taken
 from, with K-FAC's capture on, and the rest. Together they make one loss and one backward pass, so the factors cost no
 second forward pass, and the sampled backward runs over the first part only.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance
@@ -18,6 +23,9 @@ from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
 from acktr.agents.updates import UpdateReport, load_optimizer_state, optimizer_state, scheduled
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, mean_kl, weighted_mean
+
+SIGMA_DECAY = 0.95
+"""Decay of the running mean square of R - V, for `value_sigma` 0."""
 
 
 class ACKTRUpdater:
@@ -33,40 +41,41 @@ class ACKTRUpdater:
         self.policy = policy
         self.settings = settings
         self._generator = generator
-        self.optimizer = KFAC(
-            policy,
-            lr=settings.lr,
-            max_kl=settings.max_kl,
-            momentum=settings.momentum,
-            damping=settings.damping,
-            damping_mode=settings.damping_mode,
-            stat_decay=settings.stat_decay,
-            stat_interval=settings.stat_interval,
-            inverse_interval=settings.inverse_interval,
-            bias=settings.bias,
-            conv_factors=settings.conv_factors,
-            compat=settings.compat,
-        )
+        self.critic: KFAC | None = None
+        if policy.value_torso is None:
+            self.optimizer = _kfac(policy, settings, lr=settings.lr, max_kl=settings.max_kl)
+        else:
+            actor = nn.ModuleDict({"torso": policy.torso, "head": policy.policy_head})
+            critic = nn.ModuleDict({"torso": policy.value_torso, "head": policy.value_head})
+            self.optimizer = _kfac(actor, settings, lr=settings.lr, max_kl=settings.max_kl)
+            self.critic = _kfac(critic, settings, lr=settings.critic_lr, max_kl=settings.critic_max_kl)
         self._updates = 0
         self._rotation = 0
+        device = next(policy.parameters()).device
+        self._residual_square = torch.zeros((), device=device)
+        self._residual_mass = torch.zeros((), device=device)
 
     def update(self, batch: Batch, *, progress: float) -> UpdateReport:
         """Learn from one batch."""
         settings = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = scheduled(settings.lr, settings.lr_schedule, progress)
-            # a radius of exactly 0 would be no trust region's; the last update of a falling schedule stays above it
-            group["max_kl"] = max(scheduled(settings.max_kl, settings.kl_schedule, progress), 1e-12)
+        self._follow_schedules(progress)
         with record_function("acktr::forward"):
             outputs = self._forward(batch)
         first = outputs[0]
         weights = None if batch.weights is None else batch.weights[first.rows]
-        self.optimizer.update_statistics(self._metric(first, batch), weights)
         losses = actor_critic_losses(outputs, batch, normalize_advantages=settings.normalize_advantages)
+        sigma = self._sigma(losses.value.detach())
+        self._update_statistics(first, batch, weights, sigma)
+        objective = losses.policy - settings.entropy_coef * losses.entropy
+        objective = objective + settings.value_coef * losses.value / _scale_of_loss(settings, sigma)
         self.optimizer.zero_grad()
+        if self.critic is not None:
+            self.critic.zero_grad()
         with record_function("acktr::loss_backward"):
-            losses.objective(settings).backward()
+            torch.autograd.backward(objective)
         self.optimizer.step()
+        if self.critic is not None:
+            self.critic.step()
         figures = {
             "policy_loss": losses.policy.detach(),
             "value_loss": losses.value.detach(),
@@ -76,22 +85,33 @@ class ACKTRUpdater:
             "trust_region_scale": self.optimizer.scale,
         }
         if self._updates % settings.kl_interval == 0:
-            figures.update(self._measure(first, batch, weights))
+            figures.update(self._measure(first, batch, weights, sigma))
         self._updates += 1
         return UpdateReport(figures=figures)
+
+    def _follow_schedules(self, progress: float) -> None:
+        settings = self.settings
+        for optimizer, lr, max_kl in (
+            (self.optimizer, settings.lr, settings.max_kl),
+            (self.critic, settings.critic_lr, settings.critic_max_kl),
+        ):
+            for group in () if optimizer is None else optimizer.param_groups:
+                group["lr"] = scheduled(lr, settings.lr_schedule, progress)
+                # a radius of exactly 0 would be no trust region; the last update of a falling one stays above it
+                group["max_kl"] = max(scheduled(max_kl, settings.kl_schedule, progress), 1e-12)
 
     def _forward(self, batch: Batch) -> list[Outputs]:
         rows = len(batch.advantages)
         parts = max(1, min(rows, round(1 / self.settings.stat_fraction)))
         if parts == 1 or not self.optimizer.statistics_due:
-            with self.optimizer.capture():
+            with self._capture():
                 distribution, values = self.policy(batch.observations)
             return [Outputs(distribution=distribution, values=values, rows=slice(None))]
         offset = self._rotation % parts
         self._rotation += 1
         index = torch.arange(rows, device=batch.observations.device)
         chosen, rest = index[offset::parts], index[index % parts != offset]
-        with self.optimizer.capture():
+        with self._capture():
             distribution, values = self.policy(batch.observations[chosen])
         others, other_values = self.policy(batch.observations[rest])
         return [
@@ -99,31 +119,58 @@ class ACKTRUpdater:
             Outputs(distribution=others, values=other_values, rows=rest),
         ]
 
-    def _metric(self, part: Outputs, batch: Batch) -> Metric:
+    @contextlib.contextmanager
+    def _capture(self) -> Iterator[None]:
+        with self.optimizer.capture(), contextlib.nullcontext() if self.critic is None else self.critic.capture():
+            yield
+
+    def _update_statistics(self, part: Outputs, batch: Batch, weights: Tensor | None, sigma: Tensor | float) -> None:
+        policy, value = self._metrics(part, batch, sigma)
+        if self.critic is None:
+            self.optimizer.update_statistics(Joint(policy, value), weights)
+        else:
+            self.optimizer.update_statistics(policy, weights)
+            self.critic.update_statistics(value, weights)
+
+    def _metrics(self, part: Outputs, batch: Batch, sigma: Tensor | float) -> tuple[Metric, Metric]:
         settings = self.settings
         if settings.fisher == "empirical":
             log_probs = part.distribution.log_prob(batch.actions[part.rows])
-            residuals = part.values - batch.returns[part.rows]
-            return EmpiricalFisher(
-                example_losses=-log_probs * batch.advantages[part.rows] + residuals.square() / 2 / settings.value_sigma**2
+            residuals = (part.values - batch.returns[part.rows]) / sigma
+            return (
+                EmpiricalFisher(example_losses=-log_probs * batch.advantages[part.rows]),
+                EmpiricalFisher(example_losses=residuals.square() / 2),
             )
         # the rollout's own actions are draws from the policy that is being differentiated
         draw = batch.actions[part.rows] if settings.fisher == "sampled" else None
-        return Joint(
+        return (
             Fisher(distribution=part.distribution, kind=settings.fisher, draw=draw),
-            GaussNewton(
-                values=part.values, sigma=settings.value_sigma, kind=settings.fisher, generator=self._generator
-            ),
+            GaussNewton(values=part.values, sigma=sigma, kind=settings.fisher, generator=self._generator),
         )
 
+    def _sigma(self, value_loss: Tensor) -> Tensor | float:
+        """The value's standard deviation: the setting, or the debiased running rms of R - V."""
+        if self.settings.value_sigma > 0:
+            return self.settings.value_sigma
+        usable = torch.isfinite(value_loss)
+        fresh = (1 - SIGMA_DECAY) * usable.to(value_loss)
+        kept = torch.where(usable, SIGMA_DECAY, 1.0)
+        self._residual_square = kept * self._residual_square + torch.where(usable, fresh * 2 * value_loss, 0.0)
+        self._residual_mass = kept * self._residual_mass + fresh
+        floor = torch.finfo(value_loss.dtype).tiny
+        return (self._residual_square / self._residual_mass.clamp(min=floor)).sqrt().clamp(min=1e-6)
+
     @torch.no_grad()
-    def _measure(self, part: Outputs, batch: Batch, weights: Tensor | None) -> dict[str, Tensor]:
+    def _measure(
+        self, part: Outputs, batch: Batch, weights: Tensor | None, sigma: Tensor | float
+    ) -> dict[str, Tensor]:
         """The KL that the step really made, on the rows of the first part."""
         after, values = self.policy(batch.observations[part.rows])
         policy = mean_kl(part.distribution, after, weights)
-        moved = (values - part.values).square() / (2 * self.settings.value_sigma**2)
-        measured = policy + weighted_mean(moved, weights) if self.settings.shared_trunk else policy
-        return {"kl_measured": measured, "kl_policy": policy}
+        if self.critic is not None:
+            return {"kl_measured": policy, "kl_policy": policy}
+        moved = ((values - part.values) / sigma).square() / 2
+        return {"kl_measured": policy + weighted_mean(moved, weights), "kl_policy": policy}
 
     def learning_rate(self) -> float:
         """The learning rate of the last update."""
@@ -131,21 +178,56 @@ class ACKTRUpdater:
 
     def counters(self) -> Mapping[str, int]:
         """Retries and stale inverses of the guard ladder, and batches skipped."""
+        optimizers = [self.optimizer] if self.critic is None else [self.optimizer, self.critic]
         return {
-            "decomposition_retries": self.optimizer.retry_count,
-            "stale_inverses": self.optimizer.stale_count,
-            "skipped_batches": int(self.optimizer.skipped.item()),
+            "decomposition_retries": sum(optimizer.retry_count for optimizer in optimizers),
+            "stale_inverses": sum(optimizer.stale_count for optimizer in optimizers),
+            "skipped_batches": max(int(optimizer.skipped.item()) for optimizer in optimizers),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """K-FAC's state and the rotation counters; the generator is its owner's to save."""
-        return {"optimizer": optimizer_state(self.optimizer), "updates": self._updates, "rotation": self._rotation}
+        return {
+            "optimizer": optimizer_state(self.optimizer),
+            "critic": None if self.critic is None else optimizer_state(self.critic),
+            "updates": self._updates,
+            "rotation": self._rotation,
+            "residual_square": self._residual_square,
+            "residual_mass": self._residual_mass,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         load_optimizer_state(self.optimizer, state["optimizer"])
+        if self.critic is not None:
+            load_optimizer_state(self.critic, state["critic"])
         self._updates = state["updates"]
         self._rotation = state["rotation"]
+        device = self._residual_square.device
+        self._residual_square = state["residual_square"].to(device, copy=True)
+        self._residual_mass = state["residual_mass"].to(device, copy=True)
+
+
+def _kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: float) -> KFAC:
+    return KFAC(
+        model,
+        lr=lr,
+        max_kl=max_kl,
+        momentum=settings.momentum,
+        damping=settings.damping,
+        damping_mode=settings.damping_mode,
+        stat_decay=settings.stat_decay,
+        stat_interval=settings.stat_interval,
+        inverse_interval=settings.inverse_interval,
+        bias=settings.bias,
+        conv_factors=settings.conv_factors,
+        compat=settings.compat,
+    )
+
+
+def _scale_of_loss(settings: Settings, sigma: Tensor | float) -> Tensor | float:
+    """With a running sigma the value loss is the Gaussian's `1/2 (v - R)²/sigma²`, so reward scale drops out."""
+    return sigma**2 if settings.value_sigma == 0 else 1.0
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Whole runs: make the environment, the policy and the folder, train, and leave everything in order."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from acktr.agents.run_folder import RunFolder
 from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
-from acktr.envs.make import make_vec
+from acktr.envs.make import EnvironmentLike, make_vec
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
 
@@ -103,6 +104,10 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
                 reporter.message("no checkpoint was written before the interruption: starting from the beginning")
             else:
                 trainer.load_state_dict(state)
+                before = Settings.from_dict(state["settings"], source=str(run)).total_timesteps
+                if before != settings.total_timesteps:
+                    trainer.settings = dataclasses.replace(settings, total_timesteps=before)
+                    trainer.stretch(settings.total_timesteps)
                 reporter.message(
                     f"resumed at {done} timesteps: weights, optimizer, curvature, counters and random streams came "
                     "back; environments start fresh episodes"
@@ -113,10 +118,10 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
     return folder.path
 
 
-def make_environment(settings: Settings) -> VectorEnvironment:
-    """The environments that the settings describe."""
+def make_environment(settings: Settings, env: EnvironmentLike | None = None) -> VectorEnvironment:
+    """The environments that the settings describe, from their id or from `env`."""
     return make_vec(
-        settings.env,
+        settings.env if env is None else env,
         settings.num_envs,
         terminal_on_life_loss=settings.terminal_on_life_loss,
         fire_after_life_loss=settings.fire_after_life_loss,

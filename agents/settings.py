@@ -237,9 +237,24 @@ class Settings:
     )
     value_sigma: float = setting(
         1.0,
-        "Standard deviation of the value's Gaussian, whose Gauss-Newton factor is 1/sigma^2.",
-        typical="0.5 to 1",
+        "Standard deviation of the value's Gaussian (Gauss-Newton factor 1/sigma^2); 0: running rms of R - V.",
+        typical="0, or 0.5 to 1",
         origin="Wu et al. 2017",
+        low=0,
+    )
+    critic_lr: float = setting(
+        0.25,
+        "Largest step size of a critic with a torso of its own.",
+        typical="0.1 to 1",
+        origin="this project",
+        low=0,
+        low_open=True,
+    )
+    critic_max_kl: float = setting(
+        0.01,
+        "Trust region of a critic with a torso of its own: mean (dV)^2 / (2 sigma^2).",
+        typical="1e-3 to 0.1",
+        origin="this project",
         low=0,
         low_open=True,
     )

@@ -62,7 +62,7 @@ class Streams:
                 "gauss": float(legacy["gauss"]),
             },
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         return state
 

@@ -1,5 +1,6 @@
 """The loop: act, step, store, update, log, checkpoint."""
 
+import dataclasses
 import math
 import time
 from collections import deque
@@ -79,6 +80,7 @@ class Trainer:
         self._interval = Interval()
         self._checkpoint_at = 0
         self._fresh: NDArray[Any] | None = None
+        self._schedule = (0, 0.0)
 
     def train(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
         """Run until `total_timesteps`, or until `stop()` says so between two updates.
@@ -98,15 +100,14 @@ class Trainer:
         self._checkpoint_at = self._next_checkpoint()
         while self.timesteps < settings.total_timesteps and not stop():
             batch = self._collect()
-            progress = self.timesteps / settings.total_timesteps
-            report = self.updater.update(batch, progress=progress)
+            report = self.updater.update(batch, progress=self.progress)
             self._interval.add(report.figures)
             self.timesteps += batch.valid_rows
             self.updates += 1
             self.wall_time = time.perf_counter() - started
             complete = self.timesteps >= settings.total_timesteps
             if self.updates % settings.log_interval == 0 or complete:
-                self._log(progress)
+                self._log()
             self.reporter.status(
                 timesteps=self.timesteps, steps_per_second=self._interval.rate(self.timesteps, self.wall_time)
             )
@@ -118,6 +119,22 @@ class Trainer:
         complete = self.timesteps >= settings.total_timesteps
         self.checkpoint(is_final=complete)
         return complete
+
+    def extend(self, timesteps: int) -> None:
+        """Set the end that many timesteps ahead; schedules start anew and run until there."""
+        self._schedule = (self.timesteps, 0.0)
+        self.settings = dataclasses.replace(self.settings, total_timesteps=self.timesteps + timesteps)
+
+    def stretch(self, total_timesteps: int) -> None:
+        """Set another end; schedules go on from their present value and reach theirs there."""
+        self._schedule = (self.timesteps, self.progress)
+        self.settings = dataclasses.replace(self.settings, total_timesteps=total_timesteps)
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedules that is over, 0 to 1."""
+        since, before = self._schedule
+        return before + (1 - before) * (self.timesteps - since) / max(1, self.settings.total_timesteps - since)
 
     def _collect(self) -> Batch:
         settings, rollout, environment = self.settings, self.rollout, self.environment
@@ -146,7 +163,7 @@ class Trainer:
         interval = self.settings.checkpoint_interval
         return (self.timesteps // interval + 1) * interval
 
-    def _log(self, progress: float) -> None:
+    def _log(self) -> None:
         figures = self._interval.means()
         counters = self.updater.counters()
         row: dict[str, float | int | None] = {
@@ -206,6 +223,7 @@ class Trainer:
             "training": {
                 "updater": self.updater.state_dict(),
                 "streams": self.streams.state_dict(),
+                "schedule": list(self._schedule),
                 "updates": self.updates,
                 "episodes": self.episodes,
                 "returns": list(self.returns),
@@ -234,6 +252,7 @@ class Trainer:
         self.updater.load_state_dict(training["updater"])
         self.streams.load_state_dict(training["streams"])
         self.timesteps = state["timesteps"]
+        self._schedule = (training["schedule"][0], training["schedule"][1])
         self.updates = training["updates"]
         self.episodes = training["episodes"]
         self.returns.extend(training["returns"])

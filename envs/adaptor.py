@@ -84,11 +84,20 @@ class GymnasiumEnvironment(VectorEnvironment):
         self._env = env
         self._mode = mode
         self._closed = False
+        self.source_observation_space = env.single_observation_space
         self._convert_observations = observations.convert
         self._convert_actions = actions.convert
         self._accounting = EpisodeAccounting(self.num_envs)
         self._dummy_next = np.zeros(self.num_envs, dtype=np.bool_)
         self._warned = False
+
+    def policy_observations(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """See the base class."""
+        return self._convert_observations(batch)
+
+    def environment_actions(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """See the base class."""
+        return self._convert_actions(batch)
 
     def reset(self, seeds: Sequence[int] | None) -> NDArray[Any]:
         """See the base class.

@@ -191,6 +191,7 @@ class AtariEnvironment(VectorEnvironment):
         self.id = spec.id
         self.num_envs = emulator.num_envs
         self.observation_space = emulator.single_observation_space
+        self.source_observation_space = self.observation_space
         self.action_space = Discrete(len(actions))
         self._emulator = emulator
         self._closed = False

@@ -13,7 +13,28 @@ from acktr.envs.registry import family, family_of_space, find_spec, make_single
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
 
-__all__ = ["family", "make_vec"]
+EnvironmentLike = str | Callable[[], gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]
+
+__all__ = ["EnvironmentLike", "describe", "family", "make_vec"]
+
+
+def describe(env: EnvironmentLike) -> tuple[str, str]:
+    """Name and family of an id, a factory or a vector environment; a factory is called once and the result closed.
+
+    Raises:
+        UserError: no such id, or an object that is none of the three.
+    """
+    if isinstance(env, str):
+        return env, family(env)
+    if isinstance(env, VectorEnv):
+        return _name(env), family_of_space(env.single_observation_space)
+    if isinstance(env, gymnasium.Env) or not callable(env):
+        raise UserError(f"'{_name(env)}' is no id, factory or VectorEnv; pass a function that makes the environment")
+    single = env()
+    try:
+        return _name(single), family_of_space(single.observation_space)
+    finally:
+        single.close()
 
 
 def make_vec(

@@ -57,6 +57,7 @@ class VectorEnvironment(ABC):
         observation_space: of a single environment, as `Step.observations` has it: images are uint8 and channel-first,
             Box vectors float32, Discrete spaces start at 0.
         action_space: of a single environment, as `step` takes it: Discrete starting at 0, or a flat float32 Box.
+        source_observation_space: of a single environment, as the environment itself has it.
         protocol: plain JSON values that say how the environment is run (autoreset mode, stickiness, no-ops, life
             and FIRE rules, frame skip, action set, cap), for the records of an evaluation.
     """
@@ -66,6 +67,15 @@ class VectorEnvironment(ABC):
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
     protocol: dict[str, Any]
+    source_observation_space: gymnasium.Space[Any]
+
+    def policy_observations(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Convert a batch of observations as the environment's own space has them to what the policy sees."""
+        return batch
+
+    def environment_actions(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Convert a batch of the policy's actions to the environment's own space."""
+        return batch
 
     @abstractmethod
     def reset(self, seeds: Sequence[int] | None) -> NDArray[Any]:

@@ -85,13 +85,13 @@ class GaussNewton:
 
     Attributes:
         values: (N,) or (N, K) with their graph.
-        sigma: standard deviation, in the units of the values.
+        sigma: standard deviation, in the units of the values; a 0-d tensor where it is estimated.
         kind: "sampled" or "exact".
         generator: source of draws; None takes torch's default one.
     """
 
     values: Tensor
-    sigma: float = 1.0
+    sigma: float | Tensor = 1.0
     kind: FisherKind = "sampled"
     generator: torch.Generator | None = None
 

@@ -1,0 +1,183 @@
+"""The library's front door: `ACKTR(env).learn(n)`, `.predict(obs)`, `.save(path)`, `load(path)`."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+from torch import nn
+
+from acktr.agents import checkpoint
+from acktr.agents.presets import resolve
+from acktr.agents.reporting import Reporter
+from acktr.agents.run_folder import RunFolder
+from acktr.agents.runs import build_policy, choose_device, make_environment, set_threads
+from acktr.agents.settings import Settings
+from acktr.agents.streams import Streams
+from acktr.agents.trainer import Trainer
+from acktr.envs.make import EnvironmentLike, describe
+from acktr.errors import UserError
+
+
+class Agent:
+    """A policy with what trains it.
+
+    Args:
+        env: an environment id, a function that makes one environment, or a vector environment in any autoreset mode.
+        preset: name of a preset or path of a YAML file; None takes the one of the environment's family.
+        torso: a network of one's own from encoded observations to features, in place of the preset's.
+        run_dir: folder for checkpoints and metrics as `acktr train` leaves them; None keeps nothing on disk.
+        verbose: print progress.
+        settings: any of `acktr.Settings`, as keywords.
+
+    Raises:
+        UserError: an unknown environment or setting, or a value out of range.
+    """
+
+    algorithm: ClassVar[str]
+
+    def __init__(
+        self,
+        env: EnvironmentLike,
+        *,
+        preset: str | Path | None = None,
+        torso: nn.Module | None = None,
+        run_dir: Path | str | None = None,
+        verbose: bool = False,
+        **settings: Any,
+    ) -> None:
+        if "algorithm" in settings:
+            raise UserError("the class says which algorithm it is: use acktr.ACKTR or acktr.A2C")
+        overrides = dict(settings, algorithm=self.algorithm)
+        if isinstance(env, VectorEnv):
+            overrides["num_envs"] = env.num_envs
+        name, family = describe(env)
+        resolved = resolve({**overrides, "env": name}, preset=preset, family=family).settings()
+        self._build(resolved, env=env, torso=torso, run_dir=run_dir, verbose=verbose)
+
+    def _build(
+        self,
+        settings: Settings,
+        *,
+        env: EnvironmentLike,
+        torso: nn.Module | None,
+        run_dir: Path | str | None,
+        verbose: bool,
+    ) -> None:
+        set_threads(settings.num_threads)
+        environment = make_environment(settings, env)
+        device, _ = choose_device(settings, environment)
+        streams = Streams(settings.seed, device)
+        streams.seed_globals()
+        policy = build_policy(settings, environment, device, torso=torso)
+        folder = None if run_dir is None else RunFolder.create(settings, Path(run_dir))
+        reporter = Reporter(folder, settings, console=verbose)
+        self._trainer = Trainer(settings, environment, policy, streams=streams, reporter=reporter, folder=folder)
+
+    @property
+    def policy(self) -> nn.Module:
+        """The network, an `acktr.agents.policy.ActorCritic`."""
+        return self._trainer.policy
+
+    @property
+    def settings(self) -> Settings:
+        """The resolved settings."""
+        return self._trainer.settings
+
+    @property
+    def timesteps(self) -> int:
+        """Agent decisions learnt from so far."""
+        return self._trainer.timesteps
+
+    @property
+    def return_mean(self) -> float | None:
+        """Mean raw return of the last full episodes (at most 100) met in training; None before the first."""
+        returns = self._trainer.returns
+        return float(np.mean(returns)) if returns else None
+
+    def learn(self, total_timesteps: int) -> Self:
+        """Train for that many further timesteps; schedules run over this call.
+
+        Raises:
+            UserError: not at least one timestep.
+            RunError: training diverged.
+        """
+        if total_timesteps < 1:
+            raise UserError(f"learn takes at least 1 timestep, got {total_timesteps}")
+        self._trainer.extend(total_timesteps)
+        self._trainer.train()
+        return self
+
+    def predict(self, observation: NDArray[Any], *, deterministic: bool = False) -> NDArray[Any]:
+        """Actions for one observation or a batch of them, as the environment's own spaces have them.
+
+        Args:
+            observation: (*space) or (N, *space).
+            deterministic: take the mode instead of a draw.
+
+        Returns:
+            One action, or N.
+        """
+        environment = self._trainer.environment
+        batch = np.asarray(observation)
+        single = batch.ndim == len(environment.source_observation_space.shape or ())
+        batch = environment.policy_observations(batch[None] if single else batch)
+        actions = self._trainer.policy.act(
+            torch.from_numpy(batch).to(self._trainer.device),
+            generator=self._trainer.streams.actions,
+            deterministic=deterministic,
+        )
+        converted = environment.environment_actions(actions.cpu().numpy())
+        result: NDArray[Any] = converted[0] if single else converted
+        return result
+
+    def save(self, path: Path | str) -> None:
+        """Write everything that using the policy or training it further takes, in one pickle-free file."""
+        checkpoint.save(Path(path), self._trainer.state_dict(), kind="checkpoint")
+
+    def close(self) -> None:
+        """Close the environments and the records."""
+        self._trainer.reporter.close()
+        self._trainer.environment.close()
+
+
+class ACKTR(Agent):
+    """Actor-critic using Kronecker-factored trust region; see `Agent`."""
+
+    algorithm = "acktr"
+
+
+class A2C(Agent):
+    """The first-order baseline; see `Agent`."""
+
+    algorithm = "a2c"
+
+
+def load(path: Path | str, env: EnvironmentLike | None = None, *, verbose: bool = False) -> Agent:
+    """An agent from a file that `Agent.save` or a run's `checkpoints/` holds, ready to predict and to learn further.
+
+    Args:
+        path: the file.
+        env: the environment to go on with; None makes the one whose id the file names.
+        verbose: print progress.
+
+    Raises:
+        UserError: the file is damaged, foreign or an exported policy without training state.
+    """
+    loaded = checkpoint.load(Path(path))
+    state: Mapping[str, Any] = loaded.state
+    if "training" not in state:
+        raise UserError(f"{path}: an exported policy; `acktr evaluate` takes it, acktr.load needs a checkpoint")
+    settings = Settings.from_dict(state["settings"], source=str(path))
+    if isinstance(env, VectorEnv):
+        settings = dataclasses.replace(settings, num_envs=env.num_envs)
+    agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(
+        ACKTR if settings.algorithm == "acktr" else A2C
+    )
+    agent._build(settings, env=settings.env if env is None else env, torso=None, run_dir=None, verbose=verbose)
+    agent._trainer.load_state_dict(state)
+    return agent

@@ -7,12 +7,12 @@ run: `acktr --help` imports no torch.
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from acktr import __version__
 from acktr.errors import RunError, UserError
 
-_VERBS = {
+VERBS = {
     "train": "train on an environment, into a new run folder",
     "resume": "go on with a run that was interrupted, or prolong one",
     "evaluate": "play full games and report raw returns with their confidence interval",
@@ -26,16 +26,16 @@ _VERBS = {
 _HELP = """\
 ACKTR: natural-gradient deep reinforcement learning with Kronecker-factored curvature.
 
-usage: acktr VERB ...
+usage: acktr VERB [arguments]
 
 {verbs}
 
-{verb} VERB --help shows the flags of a verb; acktr --version the version.
+acktr VERB --help shows the flags of a verb, acktr --version the version.
 
 examples:
   acktr train --env CartPole-v1
   acktr train --env BreakoutNoFrameskip-v4 --total-timesteps 2e6 --seed 1
-  acktr train --env BreakoutNoFrameskip-v4 --help        its flags, with the defaults of that environment
+  acktr train --env BreakoutNoFrameskip-v4 --help      the flags, with that environment's defaults
   acktr evaluate runs/BreakoutNoFrameskip-v4/acktr-seed1-20260101-120000
 """
 
@@ -67,25 +67,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`acktr presets | head`) has enough; without this, Python complains again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file that the caller could mend: a defect, whose traceback is wanted
+        return _report(RunError(f"{error.filename}: {error.strerror}; mend that and try again"), 1)
     return code
 
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        lines = [f"  {verb:<10}{what}" for verb, what in _VERBS.items()]
-        print(_HELP.format(verbs="\n".join(lines), verb="acktr"), end="")
+        lines = [f"  {verb:<10}{what}" for verb, what in VERBS.items()]
+        print(_HELP.format(verbs="\n".join(lines)), end="")
         return 0 if args else 2
     if args[0] in ("-V", "--version", "version"):
         print(f"acktr {__version__}")
         return 0
     verb, rest = args[0], args[1:]
-    if verb not in _VERBS:
-        near = difflib.get_close_matches(verb, _VERBS, n=2, cutoff=0.5) or list(_VERBS)
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.5) or list(VERBS)
         raise UserError(f"`acktr` has no verb '{verb}'; nearest: {', '.join(near)}; see `acktr --help`")
-    from acktr import commands
+    from acktr.commands import parse
 
-    command: Callable[[list[str]], int] = getattr(commands, verb)
-    return command(rest)
+    return parse(verb, rest).run()
 
 
 def _report(error: Exception, code: int) -> int:

@@ -69,10 +69,11 @@ def parse_train(args: Sequence[str], *, description: str) -> TrainFlags:
         SystemExit: `--help`, or a flag without a value (2, with tyro's message).
     """
     selection, _ = tyro.cli(Selection, prog="acktr train", args=args, return_unknown_args=True, add_help=False)
-    given = {"env": selection.env, "algorithm": selection.algorithm}
-    resolution = presets.resolve(
-        {name: value for name, value in given.items() if value is not None}, preset=selection.preset
-    )
+    given: dict[str, Any] = {}
+    for name, value in (("env", selection.env), ("algorithm", selection.algorithm)):
+        if value is not None:
+            given |= convert({name: value}, source=flag(name))
+    resolution = presets.resolve(given, preset=selection.preset)
     shown = "; ".join(resolution.notes) or "no preset. Add --env ID to see those for an environment."
     parsed, unknown = tyro.cli(
         _flag_class(resolution),
@@ -175,7 +176,9 @@ def _annotation(name: str, default: Any, resolution: presets.Resolution) -> Any:
         hint = f"(required, for example {field.metadata['typical']})"
     else:
         shown, typical = shown_value(default), str(field.metadata["typical"])
-        hint = f"(default {shown}{f', {origin}' if origin else ''}{f'; typically {typical}' if typical != shown else ''})"
+        hint = (
+            f"(default {shown}{f', {origin}' if origin else ''}{f'; typically {typical}' if typical != shown else ''})"
+        )
     argument = tyro.conf.arg(help=field.metadata["meaning"], help_behavior_hint=hint)
     if kind is bool:
         return Annotated[bool, argument]

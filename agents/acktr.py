@@ -76,7 +76,13 @@ class ACKTRUpdater:
         self.optimizer.step()
         if self.critic is not None:
             self.critic.step()
+        measured: dict[str, Tensor] = {}
+        if settings.step_control == "measured":
+            measured = self._control(self._measure(first, batch, weights, sigma))
+        elif self._updates % settings.kl_interval == 0:
+            measured = self._measure(first, batch, weights, sigma)
         figures = {
+            **measured,
             "policy_loss": losses.policy.detach(),
             "value_loss": losses.value.detach(),
             "entropy": losses.entropy.detach(),
@@ -84,8 +90,6 @@ class ACKTRUpdater:
             "kl_predicted": self.optimizer.kl_predicted,
             "trust_region_scale": self.optimizer.scale,
         }
-        if self._updates % settings.kl_interval == 0:
-            figures.update(self._measure(first, batch, weights, sigma))
         self._updates += 1
         return UpdateReport(figures=figures)
 
@@ -161,9 +165,7 @@ class ACKTRUpdater:
         return (self._residual_square / self._residual_mass.clamp(min=floor)).sqrt().clamp(min=1e-6)
 
     @torch.no_grad()
-    def _measure(
-        self, part: Outputs, batch: Batch, weights: Tensor | None, sigma: Tensor | float
-    ) -> dict[str, Tensor]:
+    def _measure(self, part: Outputs, batch: Batch, weights: Tensor | None, sigma: Tensor | float) -> dict[str, Tensor]:
         """The KL that the step really made, on the rows of the first part."""
         after, values = self.policy(batch.observations[part.rows])
         policy = mean_kl(part.distribution, after, weights)
@@ -171,6 +173,15 @@ class ACKTRUpdater:
             return {"kl_measured": policy, "kl_policy": policy}
         moved = ((values - part.values) / sigma).square() / 2
         return {"kl_measured": policy + weighted_mean(moved, weights), "kl_policy": policy}
+
+    def _control(self, measured: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Shorten the step where its measured KL exceeds `max_kl`, taking the KL as quadratic in the step's length."""
+        kl = measured["kl_measured"]
+        limit = self.optimizer.param_groups[0]["max_kl"]
+        factor = (limit / kl.clamp(min=limit)).sqrt()
+        # a step whose KL is not finite is taken back altogether
+        self.optimizer.contract(torch.where(torch.isfinite(kl), factor, 0.0))
+        return {name: value * factor.square() for name, value in measured.items()}
 
     def learning_rate(self) -> float:
         """The learning rate of the last update."""

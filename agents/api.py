@@ -175,9 +175,7 @@ def load(path: Path | str, env: EnvironmentLike | None = None, *, verbose: bool 
     settings = Settings.from_dict(state["settings"], source=str(path))
     if isinstance(env, VectorEnv):
         settings = dataclasses.replace(settings, num_envs=env.num_envs)
-    agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(
-        ACKTR if settings.algorithm == "acktr" else A2C
-    )
+    agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(ACKTR if settings.algorithm == "acktr" else A2C)
     agent._build(settings, env=settings.env if env is None else env, torso=None, run_dir=None, verbose=verbose)
     agent._trainer.load_state_dict(state)
     return agent

@@ -23,9 +23,9 @@ from typing import Any, Literal, get_args
 import safetensors
 import safetensors.torch
 import torch
-from acktr.agents.files import write_atomically
 from torch import Tensor
 
+from acktr.agents.files import write_atomically
 from acktr.errors import UserError
 
 FORMAT = "acktr"

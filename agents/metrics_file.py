@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 
 from acktr.agents.files import write_text_atomically
-
 from acktr.errors import UserError
 
 COLUMNS: tuple[str, ...] = (

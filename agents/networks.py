@@ -1,4 +1,4 @@
-"""Torsos: from raw observations to features. Orthogonal initialisation with gain sqrt(2), biases 0 (as in Baselines)."""
+"""Torsos: from raw observations to features. Orthogonal initialisation, gain sqrt(2), biases 0 (as in Baselines)."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -151,15 +151,17 @@ def resolve(overrides: Mapping[str, Any], *, preset: str | Path | None = None, f
     """Combine overrides, presets and defaults by the precedence of this module.
 
     Args:
-        overrides: settings given by flag or keyword, of their declared types; `env` among them unless a preset file
-            names one. Without either, only a named preset applies.
+        overrides: settings given by flag or keyword; `env` among them unless a preset file names one. Without
+            either, only a named preset applies.
         preset: name of a shipped preset, which replaces the family's; or path of a preset file, which lies on top of
             the family's.
         family: family of the environment where the caller knows it; `None` asks `acktr.envs.make.family`.
 
     Raises:
-        UserError: an unknown preset or environment, or a preset that does not parse.
+        UserError: an unknown preset, environment or setting, a preset that does not parse, or a value that does not
+            convert to its setting's type.
     """
+    overrides = convert(overrides, source="settings")
     chosen = load(preset) if preset is not None else None
     own = chosen if chosen is not None and chosen.name not in names() else None
     env = str(overrides.get("env") or (own.values.get("env", "") if own else ""))
@@ -197,7 +199,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"'{key.value}' is set twice", problem_mark=key.start_mark

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from acktr.agents.metrics_file import COLUMNS, MetricsFile, Row, clean_row
 from acktr.agents.run_folder import METRICS_FILE, RunFolder
 from acktr.agents.settings import Settings
-
 from acktr.errors import RunError
 
 if TYPE_CHECKING:

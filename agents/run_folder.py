@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
 from acktr.agents.checkpoint import DamagedFileError, Loaded, load, save
 from acktr.agents.files import link_atomically, remove_temporaries, write_text_atomically
 from acktr.agents.settings import Settings
-
 from acktr.errors import RunError, UserError
 
 if TYPE_CHECKING:

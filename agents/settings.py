@@ -193,6 +193,12 @@ class Settings:
         low=0,
         low_open=True,
     )
+    step_control: Literal["predicted", "measured"] = setting(
+        "predicted",
+        "predicted: max_kl bounds K-FAC's estimate; measured: the KL measured after a step bounds it too.",
+        typical="measured",
+        origin="this project",
+    )
     damping: float = setting(
         0.01,
         "lambda added to the Fisher block.",
@@ -306,6 +312,8 @@ class Settings:
             _check(field, getattr(self, field.name))
         if self.env == "":
             raise UserError("setting 'env' is empty: name an environment, for example --env CartPole-v1")
+        if len(self.conv_channels) != 3:
+            raise UserError(f"setting 'conv_channels' takes three whole numbers, got {self.conv_channels}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (tuples as lists), ready for YAML or JSON."""

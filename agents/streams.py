@@ -49,7 +49,7 @@ class Streams:
     def state_dict(self) -> dict[str, Any]:
         """States of all generators, the process-wide ones included."""
         version, words, gauss = random.getstate()
-        legacy = np.random.get_state(legacy=False)
+        legacy = np.random.get_state(legacy=False)  # noqa: NPY002  the generator that third parties draw from
         state: dict[str, Any] = {
             "resets": self.resets,
             "actions": self.actions.get_state(),
@@ -74,7 +74,7 @@ class Streams:
         version, words, gauss = state["python"]
         random.setstate((version, tuple(words), gauss))
         saved = state["numpy"]
-        np.random.set_state(
+        np.random.set_state(  # noqa: NPY002  likewise
             {
                 "bit_generator": "MT19937",
                 "state": {"key": saved["key"].numpy().astype(np.uint32), "pos": saved["pos"]},

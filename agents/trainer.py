@@ -142,9 +142,7 @@ class Trainer:
         self._fresh = None
         for index in range(settings.num_steps):
             with record_function("acktr::act"):
-                actions, values = self.policy.act_and_value(
-                    rollout.observations[index], generator=self.streams.actions
-                )
+                actions, values = self.policy.act_and_value(rollout.observations[index], generator=self.streams.actions)
                 host_actions = actions.cpu().numpy()
             with record_function("acktr::environment"):
                 step = environment.step(host_actions)

@@ -91,6 +91,21 @@ class GymnasiumEnvironment(VectorEnvironment):
         self._dummy_next = np.zeros(self.num_envs, dtype=np.bool_)
         self._warned = False
 
+    @property
+    def render_fps(self) -> int:
+        """See the base class."""
+        return int(self._env.metadata.get("render_fps") or 30)
+
+    def render(self) -> NDArray[np.uint8]:
+        """See the base class."""
+        try:
+            frames = self._env.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"'{self.id}' gives no picture: {' '.join(str(error).split())}") from error
+        if not frames or frames[0] is None:
+            raise UserError(f"'{self.id}' gives no picture: it has no render mode 'rgb_array'")
+        return np.asarray(frames[0], dtype=np.uint8)
+
     def policy_observations(self, batch: NDArray[Any]) -> NDArray[Any]:
         """See the base class."""
         return self._convert_observations(batch)

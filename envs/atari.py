@@ -24,6 +24,7 @@ from acktr.envs.vector import Step, VectorEnvironment, checked_seeds
 from acktr.errors import UserError
 
 FRAME_SKIP = 4
+SCREEN_SIZE = (210, 160)
 FRAME_STACK = 4
 FRAME_SIZE = 84
 
@@ -109,6 +110,7 @@ def make_atari(
     noop_max: int = 30,
     num_threads: int = 0,
     autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+    screen: bool = False,
 ) -> "AtariEnvironment":
     """Build the emulator for `num_envs` games.
 
@@ -121,6 +123,8 @@ def make_atari(
         noop_max: a game starts with fewer than this many single-frame no-ops.
         num_threads: emulator threads; 0 takes the cores this process may use, at most `num_envs`.
         autoreset_mode: NEXT_STEP or SAME_STEP.
+        screen: observe the whole colour screen, (1, 210, 160, 3), for filming; with equal seeds and actions the games
+            are those of the policy's own observations.
 
     Raises:
         UserError: DISABLED, which the emulator does not offer.
@@ -134,10 +138,10 @@ def make_atari(
         full_action_space=spec.full_action_space,
         max_num_frames_per_episode=spec.max_num_frames_per_episode,
         frameskip=FRAME_SKIP,
-        stack_num=FRAME_STACK,
-        img_height=FRAME_SIZE,
-        img_width=FRAME_SIZE,
-        grayscale=True,
+        stack_num=1 if screen else FRAME_STACK,
+        img_height=SCREEN_SIZE[0] if screen else FRAME_SIZE,
+        img_width=SCREEN_SIZE[1] if screen else FRAME_SIZE,
+        grayscale=not screen,
         maxpool=True,
         noop_max=noop_max,
         use_fire_reset=True,

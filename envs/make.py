@@ -15,7 +15,7 @@ from acktr.errors import UserError
 
 EnvironmentLike = str | Callable[[], gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]
 
-__all__ = ["EnvironmentLike", "describe", "family", "make_vec"]
+__all__ = ["EnvironmentLike", "describe", "family", "make_screen", "make_vec"]
 
 
 def describe(env: EnvironmentLike) -> tuple[str, str]:
@@ -46,6 +46,7 @@ def make_vec(
     noop_max: int = 30,
     num_threads: int = 0,
     autoreset_mode: AutoresetMode | None = None,
+    render: bool = False,
 ) -> VectorEnvironment:
     """Make `num_envs` environments that step together.
 
@@ -59,6 +60,7 @@ def make_vec(
         num_threads: emulator threads of Atari ids; 0 takes the cores this process may use.
         autoreset_mode: for ids and factories the mode to build with (None: NEXT_STEP); for a vector environment
             None takes what it declares and a value overrides that. The meaning of `Step` is the same in all.
+        render: ids other than Atari's only: make them so that `render` gives pictures.
 
     Raises:
         UserError: an unknown id (with the nearest ones), a missing dependency, spaces that are not understood, a
@@ -87,10 +89,25 @@ def make_vec(
         return _adapt_vector_env(env, num_envs, name=name, autoreset_mode=autoreset_mode)
     if isinstance(env, gymnasium.Env) or not (spec is not None or callable(env)):
         raise UserError(f"'{name}' is no id, factory or VectorEnv; pass a function that makes the environment")
-    factory: Callable[[], gymnasium.Env[Any, Any]] = env if callable(env) else lambda: make_single(find_spec(name))
+    factory: Callable[[], gymnasium.Env[Any, Any]] = (
+        env if callable(env) else lambda: make_single(find_spec(name), render=render)
+    )
     if spec is not None and spec.entry_point is None:
         raise UserError(f"'{name}' exists as a vector environment only; make it and pass the object instead of the id")
     return _make_sync(factory, num_envs, name=name, autoreset_mode=autoreset_mode or AutoresetMode.NEXT_STEP)
+
+
+def make_screen(env_id: str, *, fire_after_life_loss: bool, noop_max: int) -> VectorEnvironment:
+    """One game of an Atari id that observes the whole colour screen, uint8 (1, 1, 210, 160, 3), for filming.
+
+    Stepped with the same seeds and actions beside an environment of `make_vec`, it plays the same game.
+
+    Raises:
+        UserError: no such id.
+    """
+    return make_atari(
+        atari_spec(find_spec(env_id)), 1, fire_after_life_loss=fire_after_life_loss, noop_max=noop_max, screen=True
+    )
 
 
 def _adapt_vector_env(
@@ -100,8 +117,8 @@ def _adapt_vector_env(
         raise UserError(f"the vector environment '{name}' holds {env.num_envs} environments, not num_envs={num_envs}")
     if type(env.unwrapped).__module__.startswith("ale_py."):
         warnings.warn(
-            f"'{name}' is ale-py's own vector environment: by default it clips rewards, so that scores are lost, and its "
-            "life options are not understood; pass the id instead",
+            f"'{name}' is ale-py's own vector environment: by default it clips rewards, so that scores are lost, and "
+            "its life options are not understood; pass the id instead",
             stacklevel=3,
         )
     family_name = family_of_space(env.single_observation_space)

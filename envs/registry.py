@@ -69,14 +69,18 @@ def family_of_space(space: gymnasium.Space[object]) -> str:
     return "image" if is_image(space) else "vector"
 
 
-def make_single(spec: EnvSpec) -> "gymnasium.Env[object, object]":
+def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object, object]":
     """Build one environment, without the checker that costs a Python call on every step.
+
+    Args:
+        spec: its registration.
+        render: with render mode "rgb_array".
 
     Raises:
         UserError: a dependency is missing or the version is gone, with gymnasium's advice.
     """
     try:
-        return gymnasium.make(spec, disable_env_checker=True)
+        return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array" if render else None)
     except (gymnasium.error.Error, ImportError) as error:
         advice = one_line(error)
         if "pip install" not in advice and isinstance(error, ImportError):

@@ -93,7 +93,8 @@ def adapt_actions(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
             if not np.isfinite(actions).all():
                 raise RunError(f"the policy gave '{env}' an action that is not finite: the run has diverged")
             batch: NDArray[Any] = np.asarray(actions, dtype=low.dtype).reshape(-1, *shape)
-            return np.clip(batch, low, high)
+            clipped: NDArray[Any] = np.clip(batch, low, high)
+            return clipped
 
         flat = _float32_box(space)
         return SpaceAdaptor(

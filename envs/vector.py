@@ -9,6 +9,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from acktr.errors import UserError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -68,6 +70,19 @@ class VectorEnvironment(ABC):
     action_space: gymnasium.Space[Any]
     protocol: dict[str, Any]
     source_observation_space: gymnasium.Space[Any]
+
+    @property
+    def render_fps(self) -> int:
+        """Frames per second that a film of the environment should have."""
+        return 30
+
+    def render(self) -> NDArray[np.uint8]:
+        """A picture (H, W, 3) of the first environment as it stands.
+
+        Raises:
+            UserError: the environment was not made for rendering, or cannot.
+        """
+        raise UserError(f"'{self.id}' gives no picture: it was not made for rendering")
 
     def policy_observations(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Convert a batch of observations as the environment's own space has them to what the policy sees."""

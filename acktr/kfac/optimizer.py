@@ -116,6 +116,7 @@ class KFAC(torch.optim.Optimizer):
         self.kl_predicted: Tensor = zero.clone()
         self.scale: Tensor = zero.clone()
         self._momentum_mass: Tensor = zero.clone()
+        self._applied: list[tuple[Tensor, Tensor]] = []
 
     # --- statistics --------------------------------------------------------------------------------------------
 
@@ -188,6 +189,7 @@ class KFAC(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._refresh_due()
+        self._applied = []
         self.steps += 1
         active = [unit for unit in self.units if any(parameter.grad is not None for parameter in unit.parameters)]
         if not active:
@@ -210,6 +212,22 @@ class KFAC(torch.optim.Optimizer):
         else:
             self._apply(active, directions, usable, group_of)
         return loss
+
+    @torch.no_grad()
+    def contract(self, factor: Tensor) -> None:
+        """Take back a part of the last step, so that `factor` times it remains.
+
+        For control by a measured KL, which is about quadratic in the length of the step: no second preconditioning
+        and no host read.
+
+        Args:
+            factor: 0-d, 0 to 1.
+        """
+        for parameter, change in self._applied:
+            parameter.add_((change * (1 - factor)).to(parameter.dtype))
+        self._applied = []
+        self.scale = self.scale * factor
+        self.kl_predicted = self.kl_predicted * factor.square()
 
     def _apply(
         self, active: list[Unit], directions: list[list[Tensor]], usable: Tensor, group_of: dict[int, dict[str, Any]]
@@ -235,7 +253,7 @@ class KFAC(torch.optim.Optimizer):
         for unit, steps in zip(active, full_steps, strict=True):
             for parameter, change in zip(unit.parameters, steps, strict=True):
                 if parameter.grad is not None:
-                    parameter.sub_(torch.where(applied > 0, change * applied, 0.0).to(parameter.dtype))
+                    self._move(parameter, torch.where(applied > 0, change * applied, 0.0))
         self.scale = applied
         self.kl_predicted = torch.where(applied > 0, applied.square() * quadratic / 2, 0.0)
 
@@ -258,11 +276,15 @@ class KFAC(torch.optim.Optimizer):
                 change = buffer * applied
                 steps.append(change)
                 if parameter.grad is not None:
-                    parameter.sub_(change.to(parameter.dtype))
+                    self._move(parameter, change)
             matrix = unit.matrix(steps)
             quadratic += (matrix * unit.block.multiply(matrix)).sum()
         self.scale = torch.where(usable, scale, 0.0)
         self.kl_predicted = quadratic / 2
+
+    def _move(self, parameter: Tensor, change: Tensor) -> None:
+        parameter.sub_(change.to(parameter.dtype))
+        self._applied.append((parameter, change))
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

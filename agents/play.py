@@ -1,0 +1,179 @@
+"""From a file to games played: a run folder, checkpoint or exported policy is evaluated or filmed."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acktr.agents.evaluation import evaluate
+from acktr.agents.files import write_text_atomically
+from acktr.agents.policy_files import LoadedPolicy, load_policy
+from acktr.agents.run_folder import EVALUATION_FILE, SETTINGS_FILE, RunFolder
+from acktr.agents.runs import choose_device, make_environment, set_threads
+from acktr.agents.settings import Settings
+from acktr.agents.video import record
+from acktr.envs.make import family
+from acktr.envs.vector import VectorEnvironment
+from acktr.errors import UserError
+
+_MOST_ENVS = 16
+
+
+def evaluate_file(
+    played: Path, *, episodes: int, deterministic: bool | None, seed: int, num_envs: int | None, device: str
+) -> dict[str, Any]:
+    """Evaluate a policy; for a run folder the result is kept there as `evaluation.json`.
+
+    Args:
+        played: a run folder, a checkpoint or an exported policy.
+        episodes: full games to play.
+        deterministic: greedy or sampled actions; None takes what is customary for the environment: sampled on Atari,
+            greedy elsewhere.
+        seed: of the games and of sampled actions.
+        num_envs: environments to play in; None takes the most, up to 16, that all play equally often.
+        device: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        What `acktr.agents.evaluation.evaluate` returns, with `checkpoint` and `timesteps`.
+
+    Raises:
+        UserError: the file does not load, its environment cannot be made, or there is no such device.
+    """
+    file = _file(played)
+    loaded = load_policy(file, torch.device("cpu"))
+    settings = playing_settings(loaded.settings, num_envs or common_divisor(episodes), device)
+    set_threads(settings.num_threads)
+    environment = make_environment(settings)
+    try:
+        _check_spaces(loaded, environment, file)
+        chosen, _ = choose_device(settings, environment)
+        result = evaluate(
+            loaded.policy.to(chosen),
+            environment,
+            episodes=episodes,
+            deterministic=customary(settings.env) if deterministic is None else deterministic,
+            seed=seed,
+            device=chosen,
+        )
+    finally:
+        environment.close()
+    result = {**result, "checkpoint": str(file), "timesteps": loaded.timesteps}
+    if (played / SETTINGS_FILE).is_file():
+        write_text_atomically(played / EVALUATION_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return result
+
+
+def record_file(
+    played: Path, output: Path, *, episodes: int, deterministic: bool | None, seed: int, device: str
+) -> dict[str, Any]:
+    """Film a policy.
+
+    Args:
+        played: a run folder, a checkpoint or an exported policy.
+        output: the video to write.
+        episodes: full games to film.
+        deterministic: greedy or sampled actions; None as in `evaluate_file`.
+        seed: of the games and of sampled actions.
+        device: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        What `acktr.agents.video.record` returns.
+
+    Raises:
+        UserError: as `evaluate_file`.
+    """
+    file = _file(played)
+    loaded = load_policy(file, torch.device("cpu"))
+    settings = playing_settings(loaded.settings, 1, device)
+    set_threads(settings.num_threads)
+    environment = make_environment(settings)
+    try:
+        chosen, _ = choose_device(settings, environment)
+    finally:
+        environment.close()
+    _check_spaces(loaded, environment, file)
+    return record(
+        loaded.policy.to(chosen),
+        settings,
+        output,
+        episodes=episodes,
+        deterministic=customary(settings.env) if deterministic is None else deterministic,
+        seed=seed,
+        device=chosen,
+    )
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """An evaluation as a few lines to read.
+
+    Args:
+        result: what `evaluate_file` returns.
+    """
+    low, high = result["return_ci95"]
+    lines = [
+        f"{result['env']}, {result['timesteps']:_} timesteps, {result['checkpoint']}",
+        f"return of {result['episodes']} full games: mean {result['return_mean']:.1f} (95 % interval {low:.1f} to "
+        f"{high:.1f}), median {result['return_median']:.1f}, standard deviation {result['return_std']:.1f}",
+        f"length: mean {result['length_mean']:.0f} decisions",
+    ]
+    if result["human_normalised"] is not None:
+        lines.append(f"human-normalised: {result['human_normalised']:.3f} (0 random play, 1 a human tester)")
+    for name, meaning in (
+        ("truncated", "ended by a limit, not by the game"),
+        ("stalled", "stalled: the policy waits for ever"),
+    ):
+        if result[name]:
+            lines.append(f"warning: {result[name]} of {result['episodes']} games {meaning}")
+    protocol = ", ".join(f"{name} {_shown(value)}" for name, value in result["protocol"].items() if value is not None)
+    lines.append(f"protocol: {protocol}")
+    return "\n".join(lines)
+
+
+def report_video(result: Mapping[str, Any]) -> str:
+    """A video in one line to read.
+
+    Args:
+        result: what `record_file` returns.
+    """
+    returns = ", ".join(f"{value:g}" for value in result["returns"])
+    seconds = result["frames"] / result["fps"]
+    return f"{result['output']}: {seconds:.0f} seconds, raw returns {returns}"
+
+
+def customary(env: str) -> bool:
+    """Whether evaluations of this environment customarily take greedy actions: everywhere but on Atari."""
+    return family(env) != "atari"
+
+
+def common_divisor(episodes: int) -> int:
+    """The most environments, up to 16, among which `episodes` can be shared out equally."""
+    return max(number for number in range(1, _MOST_ENVS + 1) if episodes % number == 0)
+
+
+def playing_settings(settings: Settings, num_envs: int, device: str) -> Settings:
+    """Settings under which whole games are played, whatever training took for an end."""
+    return dataclasses.replace(settings, num_envs=num_envs, device=device, terminal_on_life_loss=False)
+
+
+def _file(played: Path) -> Path:
+    return RunFolder.open(played).evaluation_checkpoint() if played.is_dir() else played
+
+
+def _check_spaces(loaded: LoadedPolicy, environment: VectorEnvironment, file: Path) -> None:
+    """Refuse a policy for an environment that has changed since, e.g. by another version of its package."""
+    for name in ("observation_space", "action_space"):
+        then, now = getattr(loaded, name), getattr(environment, name)
+        if then != now:
+            raise UserError(
+                f"{file}: was trained on {environment.id} with {name} {then}, which is {now} here; "
+                "install the versions of the run's versions.json"
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,97 @@
+"""A policy alone: loading it from a checkpoint or an exported file, and exporting it."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+
+from acktr.agents import checkpoint
+from acktr.agents.policy import ActorCritic
+from acktr.agents.run_folder import RunFolder
+from acktr.agents.settings import Settings
+from acktr.agents.spaces import space_from_dict
+from acktr.errors import UserError
+
+_NEEDED = ("settings", "observation_space", "action_space", "protocol", "timesteps", "return_mean", "policy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedPolicy:
+    """A policy with what is known of it.
+
+    Attributes:
+        policy: the network, on the device asked for.
+        settings: of the run that trained it.
+        observation_space: of one environment.
+        action_space: of one environment.
+        protocol: how its environment was run in training.
+        timesteps: that it was trained for.
+        kind: "checkpoint" or "policy".
+    """
+
+    policy: ActorCritic
+    settings: Settings
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    protocol: Mapping[str, Any]
+    timesteps: int
+    kind: str
+
+
+def load_policy(path: Path, device: torch.device) -> LoadedPolicy:
+    """Load the policy of a checkpoint or of an exported file.
+
+    Raises:
+        UserError: the file is damaged, foreign or of a newer format, or its weights do not fit its settings.
+    """
+    loaded = checkpoint.load(path)
+    state = loaded.state
+    missing = [name for name in _NEEDED if name not in state]
+    if missing:
+        raise UserError(f"{path}: holds no policy ({', '.join(missing)} missing); name a file that acktr wrote")
+    settings = Settings.from_dict(state["settings"], source=str(path))
+    observation_space = space_from_dict(state["observation_space"])
+    action_space = space_from_dict(state["action_space"])
+    policy = ActorCritic(observation_space, action_space, settings)
+    try:
+        policy.load_state_dict(dict(state["policy"]))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: the weights are not those of its settings' network (a torso of one's own loads through "
+            f"acktr.load): {reason[:200]}"
+        ) from error
+    return LoadedPolicy(
+        policy=policy.to(device).eval(),
+        settings=settings,
+        observation_space=observation_space,
+        action_space=action_space,
+        protocol=state["protocol"],
+        timesteps=state["timesteps"],
+        kind=loaded.kind,
+    )
+
+
+def export(run_or_checkpoint: Path, output: Path) -> None:
+    """Write the policy of a run or checkpoint alone, without what only training needs.
+
+    Args:
+        run_or_checkpoint: a run folder (its final checkpoint, or else the last) or a checkpoint.
+        output: the file to write.
+
+    Raises:
+        UserError: no checkpoint that loads, or `output` cannot be written.
+    """
+    folder = run_or_checkpoint.is_dir()
+    source = RunFolder.open(run_or_checkpoint).evaluation_checkpoint() if folder else run_or_checkpoint
+    state = checkpoint.load(source).state
+    missing = [name for name in _NEEDED if name not in state]
+    if missing:
+        raise UserError(f"{source}: holds no policy ({', '.join(missing)} missing); name a file that acktr wrote")
+    try:
+        checkpoint.save(output, {name: state[name] for name in _NEEDED}, kind="policy")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}; give another --output") from error

@@ -1,0 +1,108 @@
+"""A film of a policy at play, with its raw score."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from acktr.agents.policy import ActorCritic
+from acktr.agents.settings import Settings
+from acktr.envs.make import family, make_screen, make_vec
+from acktr.envs.vector import VectorEnvironment
+from acktr.errors import UserError
+
+_ATARI_FPS = 15  # 60 emulated frames a second, four to a decision
+_SMALLEST_SIDE = 400
+_MOST_FRAMES = 30_000
+
+
+@torch.no_grad()
+def record(
+    policy: ActorCritic,
+    settings: Settings,
+    output: Path,
+    *,
+    episodes: int,
+    deterministic: bool,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Film full games.
+
+    On Atari a second emulator that observes the whole colour screen plays the same games beside the policy's: equal
+    seeds and actions give equal games. Elsewhere the environment renders itself.
+
+    Args:
+        policy: on `device`.
+        settings: of the run.
+        output: the video, .mp4 or .gif.
+        episodes: games to film.
+        deterministic: take the most probable action instead of a draw.
+        seed: of the games and of the draws.
+        device: where the policy is.
+
+    Returns:
+        `output`, `frames`, `fps`, and the raw `returns` of the games.
+
+    Raises:
+        UserError: the environment cannot render, or the file cannot be written.
+    """
+    atari = family(settings.env) == "atari"
+    environment, screen = _pair(settings, atari=atari)
+    fps = _ATARI_FPS if atari else environment.render_fps
+    generator = torch.Generator(device).manual_seed(seed)
+    returns: list[float] = []
+    frames = 0
+    try:
+        observations = environment.reset([seed])
+        picture = screen.reset([seed])[0, 0] if screen is not None else environment.render()
+        with closing(_writer(output, fps)) as writer:
+            while len(returns) < episodes and frames < _MOST_FRAMES:
+                writer.append_data(_enlarge(picture))
+                frames += 1
+                actions = policy.act(
+                    torch.from_numpy(observations).to(device), generator=generator, deterministic=deterministic
+                )
+                host_actions = actions.cpu().numpy()
+                step = environment.step(host_actions)
+                picture = screen.step(host_actions).observations[0, 0] if screen is not None else environment.render()
+                returns.extend(step.episode_returns.tolist())
+                observations = step.observations
+            writer.append_data(_enlarge(picture))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{output} cannot be written: {error}; give a path that ends in .mp4 or .gif") from error
+    finally:
+        environment.close()
+        if screen is not None:
+            screen.close()
+    return {"output": str(output), "frames": frames, "fps": fps, "returns": returns}
+
+
+def _pair(settings: Settings, *, atari: bool) -> tuple[VectorEnvironment, VectorEnvironment | None]:
+    environment = make_vec(
+        settings.env,
+        1,
+        fire_after_life_loss=settings.fire_after_life_loss,
+        noop_max=settings.noop_max,
+        render=not atari,
+    )
+    if not atari:
+        return environment, None
+    screen = make_screen(settings.env, fire_after_life_loss=settings.fire_after_life_loss, noop_max=settings.noop_max)
+    return environment, screen
+
+
+def _enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Repeat pixels until the shorter side is large enough to see, and even, which video codecs want."""
+    factor = max(1, -(-_SMALLEST_SIDE // min(picture.shape[:2])))
+    large = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    return large[: large.shape[0] // 2 * 2, : large.shape[1] // 2 * 2]
+
+
+def _writer(output: Path, fps: int) -> Any:  # imageio's writers are untyped
+    options: dict[str, Any] = {"macro_block_size": 2, "quality": 8} if output.suffix == ".mp4" else {}
+    return imageio.get_writer(output, fps=fps, **options)

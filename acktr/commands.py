@@ -115,7 +115,11 @@ class Evaluate:
             num_envs=self.num_envs or None,
             device=self.device,
         )
-        print(json.dumps(result, allow_nan=False) if self.as_json else report(result))
+        if self.as_json:
+            print(json.dumps(result, allow_nan=False))
+            return 0
+        for line in report(result).splitlines():
+            print(textwrap.fill(line, _terminal_width(), subsequent_indent="  ", break_on_hyphens=False))
         return 0
 
 
@@ -163,7 +167,7 @@ class Export:
         from acktr.agents.policy_files import export
 
         export(self.played, self.output)
-        print(f"{self.output} written, {self.output.stat().st_size / 1e6:.1f} MB")
+        print(f"{self.output} written, {self.output.stat().st_size / 1000:.0f} kB")
         return 0
 
 

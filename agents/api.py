@@ -15,7 +15,7 @@ from acktr.agents import checkpoint
 from acktr.agents.presets import resolve
 from acktr.agents.reporting import Reporter
 from acktr.agents.run_folder import RunFolder
-from acktr.agents.runs import build_policy, choose_device, make_environment, set_threads
+from acktr.agents.runs import build_policy, choose_device, is_convolutional, make_environment, set_threads
 from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
@@ -68,8 +68,8 @@ class Agent:
         run_dir: Path | str | None,
         verbose: bool,
     ) -> None:
-        set_threads(settings.num_threads)
         environment = make_environment(settings, env)
+        set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         device, _ = choose_device(settings, environment)
         streams = Streams(settings.seed, device)
         streams.seed_globals()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from acktr.agents.human_scores import human_normalised
 from acktr.agents.policy import ActorCritic
 from acktr.envs.vector import VectorEnvironment
-from acktr.errors import UserError
+from acktr.errors import RunError, UserError
 
 FORMAT = 1
 """Version of the object that `evaluate` returns."""
@@ -47,6 +47,7 @@ def evaluate(
 
     Raises:
         UserError: `episodes` cannot be shared out equally.
+        RunError: a game's return is not finite.
     """
     if episodes % environment.num_envs:
         raise UserError(
@@ -80,6 +81,8 @@ def evaluate(
         idle[step.episode_envs] = 0
         observations = step.observations
     scores = np.asarray(returns)
+    if not np.isfinite(scores).all():
+        raise RunError(f"'{environment.id}' gave a game whose return is not finite: {scores[~np.isfinite(scores)][0]}")
     mean = float(scores.mean())
     low, high = bootstrap_interval(scores, seed=seed)
     return {

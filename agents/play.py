@@ -12,7 +12,7 @@ from acktr.agents.evaluation import evaluate
 from acktr.agents.files import write_text_atomically
 from acktr.agents.policy_files import LoadedPolicy, load_policy
 from acktr.agents.run_folder import EVALUATION_FILE, SETTINGS_FILE, RunFolder
-from acktr.agents.runs import choose_device, make_environment, set_threads
+from acktr.agents.runs import choose_device, is_convolutional, make_environment, set_threads
 from acktr.agents.settings import Settings
 from acktr.agents.video import record
 from acktr.envs.make import family
@@ -45,9 +45,9 @@ def evaluate_file(
     file = _file(played)
     loaded = load_policy(file, torch.device("cpu"))
     settings = playing_settings(loaded.settings, num_envs or common_divisor(episodes), device)
-    set_threads(settings.num_threads)
     environment = make_environment(settings)
     try:
+        set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         _check_spaces(loaded, environment, file)
         chosen, _ = choose_device(settings, environment)
         result = evaluate(
@@ -88,9 +88,9 @@ def record_file(
     file = _file(played)
     loaded = load_policy(file, torch.device("cpu"))
     settings = playing_settings(loaded.settings, 1, device)
-    set_threads(settings.num_threads)
     environment = make_environment(settings)
     try:
+        set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         chosen, _ = choose_device(settings, environment)
     finally:
         environment.close()
@@ -127,8 +127,10 @@ def report(result: Mapping[str, Any]) -> str:
     ):
         if result[name]:
             lines.append(f"warning: {result[name]} of {result['episodes']} games {meaning}")
-    protocol = ", ".join(f"{name} {_shown(value)}" for name, value in result["protocol"].items() if value is not None)
-    lines.append(f"protocol: {protocol}")
+    protocol = {name: value for name, value in result["protocol"].items() if value is not None}
+    versions = protocol.pop("versions", {})
+    lines.append("protocol: " + _pairs(protocol))
+    lines.append("versions: " + _pairs(versions))
     return "\n".join(lines)
 
 
@@ -171,6 +173,10 @@ def _check_spaces(loaded: LoadedPolicy, environment: VectorEnvironment, file: Pa
                 f"{file}: was trained on {environment.id} with {name} {then}, which is {now} here; "
                 "install the versions of the run's versions.json"
             )
+
+
+def _pairs(mapping: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_shown(value)}" for name, value in mapping.items())
 
 
 def _shown(value: Any) -> str:

@@ -18,23 +18,25 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     """Draw `return_mean` over timesteps.
 
     Runs of one environment and algorithm that differ in their seed make one curve: their mean, and their lowest and
-    highest as a band. A single run's band is one standard deviation of its episodes.
+    highest as a band, over the timesteps that all of them have (that any has, where they have none in common). A
+    single run's band is one standard deviation of its episodes. A run in which no episode has ended yet adds nothing;
+    if that is all of them, the picture says so.
 
     Args:
         runs: run folders.
         output: the picture, .png, .svg or .pdf.
 
     Raises:
-        UserError: no run folder, no episode in any run, or `output` cannot be written.
+        UserError: no run folder, or `output` cannot be written.
     """
+    environments: set[str] = set()
     groups: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     for run in runs:
         settings = RunFolder.open(run).settings
+        environments.add(settings.env)
         curve = read_curve(run / METRICS_FILE)
         if curve.size:
             groups.setdefault((settings.env, settings.algorithm), []).append(curve)
-    if not groups:
-        raise UserError(f"{', '.join(map(str, runs))}: no episode has ended yet, so there is nothing to plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no state shared with pyplot
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -42,7 +44,6 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots()
-    environments = {env for env, _ in groups}
     for (env, algorithm), curves in sorted(groups.items()):
         label = algorithm.upper() if len(environments) == 1 else f"{algorithm.upper()}, {env}"
         steps, middle, low, high = _band(curves)
@@ -54,7 +55,10 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     axes.set_ylabel("raw return, last 100 episodes")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False)
+    if groups:
+        axes.legend(loc="best", frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", va="center")
     try:
         figure.savefig(output, dpi=120)
     except (OSError, ValueError) as error:
@@ -76,8 +80,11 @@ def _band(curves: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], ...]:
     if len(curves) == 1:
         steps, mean, deviation = curves[0].T
         return steps, mean, mean - deviation, mean + deviation
-    start = max(curve[0, 0] for curve in curves)
-    end = min(curve[-1, 0] for curve in curves)
+    start, end = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
+    if start >= end:
+        start, end = min(curve[0, 0] for curve in curves), max(curve[-1, 0] for curve in curves)
     steps = np.linspace(start, end, _POINTS)
-    means = np.stack([np.interp(steps, curve[:, 0], curve[:, 1]) for curve in curves])
-    return steps, means.mean(0), means.min(0), means.max(0)
+    means = np.stack([np.interp(steps, curve[:, 0], curve[:, 1], left=np.nan, right=np.nan) for curve in curves])
+    covered = ~np.isnan(means).all(axis=0)
+    steps, means = steps[covered], means[:, covered]
+    return steps, np.nanmean(means, axis=0), np.nanmin(means, axis=0), np.nanmax(means, axis=0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 import torch
+from torch import Tensor
 
 from acktr.agents import checkpoint
 from acktr.agents.policy import ActorCritic
@@ -15,7 +16,15 @@ from acktr.agents.settings import Settings
 from acktr.agents.spaces import space_from_dict
 from acktr.errors import UserError
 
-_NEEDED = ("settings", "observation_space", "action_space", "protocol", "timesteps", "return_mean", "policy")
+_NEEDED: dict[str, type | tuple[type, ...]] = {
+    "settings": dict,
+    "observation_space": dict,
+    "action_space": dict,
+    "protocol": dict,
+    "timesteps": int,
+    "return_mean": (float, int, type(None)),
+    "policy": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,16 +58,19 @@ def load_policy(path: Path, device: torch.device) -> LoadedPolicy:
     """
     loaded = checkpoint.load(path)
     state = loaded.state
-    missing = [name for name in _NEEDED if name not in state]
-    if missing:
-        raise UserError(f"{path}: holds no policy ({', '.join(missing)} missing); name a file that acktr wrote")
+    _check_state(state, path)
     settings = Settings.from_dict(state["settings"], source=str(path))
     observation_space = space_from_dict(state["observation_space"])
     action_space = space_from_dict(state["action_space"])
-    policy = ActorCritic(observation_space, action_space, settings)
+    weights: dict[str, Any] = state["policy"]
     try:
-        policy.load_state_dict(dict(state["policy"]))
-    except RuntimeError as error:
+        # first without memory: a file must not decide how much is allocated before its sizes are known to fit
+        with torch.device("meta"):
+            expected = ActorCritic(observation_space, action_space, settings).state_dict()
+        _check_weights(weights, expected)
+        policy = ActorCritic(observation_space, action_space, settings)
+        policy.load_state_dict(weights)
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: the weights are not those of its settings' network (a torso of one's own loads through "
@@ -88,10 +100,31 @@ def export(run_or_checkpoint: Path, output: Path) -> None:
     folder = run_or_checkpoint.is_dir()
     source = RunFolder.open(run_or_checkpoint).evaluation_checkpoint() if folder else run_or_checkpoint
     state = checkpoint.load(source).state
-    missing = [name for name in _NEEDED if name not in state]
-    if missing:
-        raise UserError(f"{source}: holds no policy ({', '.join(missing)} missing); name a file that acktr wrote")
+    _check_state(state, source)
     try:
         checkpoint.save(output, {name: state[name] for name in _NEEDED}, kind="policy")
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}; give another --output") from error
+
+
+def _check_state(state: Mapping[str, Any], path: Path) -> None:
+    missing = [name for name in _NEEDED if name not in state]
+    if missing:
+        raise UserError(f"{path}: holds no policy ({', '.join(missing)} missing); name a file that acktr wrote")
+    strange = [name for name, kind in _NEEDED.items() if not isinstance(state[name], kind)]
+    if strange:
+        raise UserError(f"{path}: holds no policy ({', '.join(strange)} of another type); name a file that acktr wrote")
+
+
+def _check_weights(weights: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
+    """Compare names, shapes and dtypes; ValueError for the first that differ."""
+    if weights.keys() != expected.keys():
+        raise ValueError(f"names differ: {', '.join(sorted(weights.keys() ^ expected.keys()))}")
+    for name, tensor in expected.items():
+        found = weights[name]
+        if not isinstance(found, Tensor):
+            raise ValueError(f"{name} is no tensor")
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise ValueError(
+                f"{name} is {found.dtype} {list(found.shape)}, the network has {tensor.dtype} {list(tensor.shape)}"
+            )

@@ -214,7 +214,7 @@ class Console:
         table.title = self._title
         table.title_justify = "left"
         if self._live is None:
-            self._live = Live(table, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            self._live = Live(table, auto_refresh=False)
             self._live.start()
             # shown again at once: a second Ctrl-C ends the process without a chance to restore the cursor
             self._live.console.show_cursor(True)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from acktr.agents.checkpoint import DamagedFileError, Loaded, load, save
 from acktr.agents.files import link_atomically, remove_temporaries, write_text_atomically
 from acktr.agents.settings import Settings
 from acktr.errors import RunError, UserError
@@ -34,6 +33,8 @@ BEST_FILE = "best.safetensors"
 FINAL_FILE = "final.safetensors"
 
 CHECKPOINTS_KEPT = 2
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _PACKAGES = ("acktr", "torch", "gymnasium", "ale-py", "mujoco", "numpy", "safetensors", "tensorboard", "Box2D")
 _STEP_FILE = re.compile(r"step-(\d+)\.safetensors")
@@ -99,6 +100,8 @@ class RunFolder:
             UserError: it does not exist, is no run folder, or its settings do not parse.
         """
         file = path / SETTINGS_FILE
+        if path.is_file():
+            raise UserError(f"{path}: a file; this takes the run folder that `acktr train` printed")
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; name the run folder that `acktr train` printed")
         if not file.is_file():
@@ -159,6 +162,8 @@ class RunFolder:
         Raises:
             RunError: the disk is full or the folder cannot be written; names the last good checkpoint, which is intact.
         """
+        from acktr.agents.checkpoint import save  # needs torch, which `acktr plot` does without
+
         path = self.checkpoints / f"step-{timesteps}.safetensors"
         try:
             self.checkpoints.mkdir(exist_ok=True)
@@ -173,7 +178,7 @@ class RunFolder:
         except OSError as error:
             good = next((file for _, file in self._step_files()), None)
             kept = f"the last good checkpoint is {good}" if good else "there is no earlier checkpoint"
-            cure = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend it"
+            cure = "free some space" if error.errno in _FULL else "mend it"
             raise RunError(
                 f"checkpoint {path} cannot be written: {error.strerror}; {kept}; {cure} and go on with "
                 f"`acktr resume {shlex.quote(str(self.path))}`"
@@ -195,7 +200,10 @@ class RunFolder:
     def load_latest(self, warn: Callable[[str], None] = _warn_on_stderr) -> "tuple[Path, Loaded] | None":
         """`latest_checkpoint` with its content, read once."""
         remove_temporaries(self.checkpoints)
-        return self._first_good([file for _, file in self._step_files()] + self._named(FINAL_FILE, BEST_FILE), warn)
+        found = self._first_good([file for _, file in self._step_files()] + self._named(FINAL_FILE, BEST_FILE), warn)
+        if found is not None and found[1].kind != "checkpoint":
+            raise UserError(f"{found[0]}: an exported policy, which cannot be trained further; remove it")
+        return found
 
     def evaluation_checkpoint(self, warn: Callable[[str], None] = _warn_on_stderr) -> Path:
         """The checkpoint that stands for the run: final, or else the last one that loads.
@@ -212,6 +220,8 @@ class RunFolder:
         return found[0]
 
     def _first_good(self, candidates: list[Path], warn: Callable[[str], None]) -> "tuple[Path, Loaded] | None":
+
+        from acktr.agents.checkpoint import DamagedFileError, load  # needs torch, which `acktr plot` does without
 
         reasons = []
         for candidate in candidates:

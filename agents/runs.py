@@ -18,6 +18,7 @@ from acktr.agents.run_folder import RunFolder
 from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
+from acktr.envs.cpus import usable_cpus
 from acktr.envs.make import EnvironmentLike, make_vec
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
@@ -41,9 +42,9 @@ def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()
         RunError: training failed; the last good checkpoint is named.
         KeyboardInterrupt: after Ctrl-C, with everything saved.
     """
-    set_threads(settings.num_threads)
     environment = make_environment(settings)
     try:
+        set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         device, reason = choose_device(settings, environment)
         streams = Streams(settings.seed, device)
         streams.seed_globals()
@@ -87,9 +88,9 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
     if done >= settings.total_timesteps:
         print(f"{run} is finished: {done} of {settings.total_timesteps} timesteps; --total-timesteps N trains further")
         return folder.path
-    set_threads(settings.num_threads)
     environment = make_environment(settings)
     try:
+        set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         chosen, reason = choose_device(settings, environment)
         streams = Streams(settings.seed, chosen)
         streams.seed_globals()
@@ -146,9 +147,7 @@ def choose_device(settings: Settings, environment: VectorEnvironment) -> tuple[t
     """
     available = torch.cuda.is_available()
     if settings.device == "auto":
-        convolutional = settings.network == "nature" or (
-            settings.network == "auto" and len(environment.observation_space.shape or ()) == 3
-        )
+        convolutional = is_convolutional(settings, environment)
         if available and convolutional:
             return torch.device("cuda"), f"device: cuda ({torch.cuda.get_device_name()}), for a convolutional policy"
         if available:
@@ -165,9 +164,21 @@ def choose_device(settings: Settings, environment: VectorEnvironment) -> tuple[t
     return device, f"device: {device}, as asked"
 
 
-def set_threads(num_threads: int) -> None:
-    """Let torch use that many CPU threads, or with 0 as many cores as this process may run on."""
-    torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
+def set_threads(num_threads: int, *, small: bool = False) -> None:
+    """Let torch use that many CPU threads.
+
+    Args:
+        num_threads: the setting; 0 takes as many cores as this process may run on, or one for a small network.
+        small: whether the network is an MLP on vectors, whose operations are too short to share out: a second thread
+            costs more than it brings, and several times more when the cores have other work.
+    """
+    torch.set_num_threads(num_threads or (1 if small else usable_cpus()))
+
+
+def is_convolutional(settings: Settings, environment: VectorEnvironment) -> bool:
+    """Whether the settings come to a convolutional network on this environment."""
+    frames = len(environment.observation_space.shape or ()) == 3
+    return settings.network == "nature" or (settings.network == "auto" and frames)
 
 
 def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
@@ -176,7 +187,10 @@ def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
     if not complete:
         trainer.reporter.message(f"interrupted; saved. Go on with `acktr resume {folder.path}`")
         raise KeyboardInterrupt
-    plot([folder.path], folder.path / CURVE_FILE)
+    if trainer.episodes:
+        plot([folder.path], folder.path / CURVE_FILE)
+    else:
+        trainer.reporter.message("no episode ended, so there is no curve")
     trainer.reporter.message(f"finished; evaluate with `acktr evaluate {folder.path}`")
 
 

@@ -42,7 +42,7 @@ def space_from_dict(values: Mapping[str, Any]) -> gymnasium.Space[Any]:
             shape, dtype = tuple(values["shape"]), np.dtype(values["dtype"])
             low, high = (np.broadcast_to(np.asarray(values[name], dtype), (_size(shape),)) for name in ("low", "high"))
             return Box(low.reshape(shape), high.reshape(shape), shape, dtype.type)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AssertionError, MemoryError) as error:
         raise UserError(f"a saved space does not read: {error!r}; the file is damaged") from error
     raise UserError(f"a saved space is of type {values['type']!r}, which this version does not know; upgrade acktr")
 

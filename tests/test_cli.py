@@ -1,5 +1,6 @@
 """The command line: flags, precedence, one-line errors, exit codes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,18 @@ from acktr import cli, commands, flags
 from acktr.agents.settings import FIELDS, Settings
 from acktr.errors import RunError, UserError
 
-TINY = ["--env", "CartPole-v1", "--total-timesteps", "400", "--num-envs", "2", "--num-steps", "10"]
+TINY = [
+    "--env",
+    "CartPole-v1",
+    "--total-timesteps",
+    "400",
+    "--num-envs",
+    "2",
+    "--num-steps",
+    "10",
+    "--num-threads",
+    "1",
+]
 
 
 def replace_runs(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
@@ -50,7 +62,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-# --- the program itself ------------------------------------------------------------------------------------------------
+# --- the program itself ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -129,7 +141,7 @@ def test_exit_codes(
     assert capsys.readouterr().err == line
 
 
-# --- train -------------------------------------------------------------------------------------------------------------
+# --- train -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_setting_is_a_flag_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +233,7 @@ def test_bad_input_to_train_is_one_line_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the other verbs ---------------------------------------------------------------------------------------------------
+# --- the other verbs -------------------------------------------------------------------------------------------------
 
 
 def test_resume_takes_only_a_total_and_a_device(capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,8 +294,72 @@ def test_info_names_versions_devices_and_the_emulator(capsys: pytest.CaptureFixt
 
 def test_every_verb_of_the_help_can_be_parsed() -> None:
     for verb in cli.VERBS:
-        if verb == "train":
-            args = TINY
-        else:
-            args = [] if verb in ("presets", "info") else ["run"]
+        args = {"train": TINY, "presets": [], "info": []}.get(verb, ["run"])
         assert callable(commands.parse(verb, args).run)
+
+
+# --- for real --------------------------------------------------------------------------------------------------------
+
+
+def test_train_evaluate_export_resume_on_cartpole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *TINY, "--checkpoint-interval", "200", "--run-dir", "run"]) == 0
+    assert "preset classic-control (family of CartPole-v1)" in capfd.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "final.safetensors").is_file()
+
+    assert cli.main(["evaluate", "run", "--episodes", "4", "--json", "--device", "cpu"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result["episodes"] == 4
+    assert result["timesteps"] >= 400
+    assert result["protocol"]["policy"] == "deterministic"
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8")) == result
+
+    assert cli.main(["export", "run", "-o", "policy.safetensors"]) == 0
+    assert cli.main(["evaluate", "policy.safetensors", "--episodes", "4", "--no-deterministic"]) == 0
+    text = capfd.readouterr().out
+    assert "return of 4 full games: mean " in text
+    assert "policy stochastic" in text
+
+    assert cli.main(["train", *TINY, "--run-dir", "run"]) == 2
+    assert "already holds a run" in capfd.readouterr().err
+    assert cli.main(["resume", "run"]) == 0
+    assert "is finished" in capfd.readouterr().out
+    assert cli.main(["resume", "policy.safetensors"]) == 2
+
+
+def test_equal_seeds_give_equal_evaluations(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert cli.main(["train", *TINY, "--run-dir", run]) == 0
+    results = []
+    for seed in ("5", "5", "6"):
+        capfd.readouterr()
+        assert cli.main(["evaluate", run, "--episodes", "8", "--no-deterministic", "--seed", seed, "--json"]) == 0
+        results.append(json.loads(capfd.readouterr().out))
+    assert results[0] == results[1]
+    assert results[0] != {**results[2], "protocol": results[0]["protocol"]}
+
+
+def test_a_policy_is_not_played_in_an_environment_of_other_spaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from acktr.agents import play
+
+    run = str(tmp_path / "run")
+    assert cli.main(["train", *TINY, "--run-dir", run]) == 0
+    make = play.make_environment
+    monkeypatch.setattr(
+        play, "make_environment", lambda settings: make(dataclasses.replace(settings, env="Acrobot-v1"))
+    )
+    capsys.readouterr()
+    assert cli.main(["evaluate", run]) == 2
+    assert "was trained on" in error_line(capsys)
+
+
+@pytest.mark.parametrize(("episodes", "envs"), [(1, 1), (4, 4), (30, 15), (32, 16), (100, 10), (17, 1)])
+def test_games_are_shared_out_equally(episodes: int, envs: int) -> None:
+    from acktr.agents.play import common_divisor
+
+    assert common_divisor(episodes) == envs
+    assert episodes % envs == 0

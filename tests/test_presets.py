@@ -202,7 +202,7 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="preset 'atri': .* nearest presets: atari"):
+    with pytest.raises(UserError, match=r"preset 'atri': .* nearest presets: atari"):
         presets.load("atri")
     with pytest.raises(UserError, match="atari-baselines"):
         presets.load("zzz")

@@ -75,21 +75,17 @@ def total_weight(examples: int, weights: Tensor | None, like: Tensor) -> Tensor:
     return weights.sum().to(like.dtype)
 
 
-def second_moment(rows: Tensor, weights: Tensor | None, *, homogeneous: bool, kind: FactorKind) -> Tensor:
+def second_moment(rows: Tensor, weights: Tensor | None, *, homogeneous: bool) -> Tensor:
     """Un-normalised second moment of layer inputs: the sum over examples and positions of w · a aᵀ.
 
     Args:
         rows: (N, T, b, i) inputs or patches.
         weights: (N,) or None.
         homogeneous: append a coordinate 1, for a joint bias.
-        kind: "expand" sums over positions; "reduce" takes the mean over positions first
-            (Eschenhagen et al. 2023, arXiv:2311.00636).
 
     Returns:
         (b, i, i), or (b, i + 1, i + 1) with `homogeneous`.
     """
-    if kind == "reduce":
-        rows = rows.mean(1, keepdim=True)
     positions = rows.shape[1]
     rows = weighted_rows(rows, weights)
     moment = _gram(rows)
@@ -113,7 +109,8 @@ def gradient_moment(gradients: Tensor, weights: Tensor | None, *, kind: FactorKi
     Args:
         gradients: (N, T, b, o) gradients of un-averaged per-example losses.
         weights: (N,) or None.
-        kind: "expand" or "reduce"; reduce sums each example's gradients over positions first.
+        kind: "expand", or "reduce" (Eschenhagen et al. 2023, arXiv:2311.00636), which sums each example's gradients
+            over positions first; its inputs are their mean over positions.
 
     Returns:
         (b, o, o).

@@ -6,7 +6,7 @@ standalone parameters (a Gaussian's log-std) treated exactly through the metric'
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -95,27 +95,32 @@ class KroneckerUnit(Unit):
     def update_inputs(self, calls: Sequence[Call], weights: Tensor | None, decay: float) -> None:
         """Add a batch to A; several calls of the modules count as further positions."""
         homogeneous = self.map.bias is not None
-        total: Tensor | None = None
-        positions = 0
-        for call in calls:
-            module = call.module
-            assert isinstance(module, AFFINE_TYPES)
-            inputs = call.checked_inputs()
-            if inputs.shape[0] != calls[0].inputs.shape[0]:
-                raise ValueError(
-                    f"{self.name} was called with {calls[0].inputs.shape[0]} and with {inputs.shape[0]} examples in "
-                    "one capture; capture each batch on its own"
-                )
-            positions += 1 if self.kind == "reduce" else output_positions(module, inputs)
-            for part, rows in input_rows(module, inputs.to(self.block.dtype)):
-                moment = second_moment(
-                    rows, None if weights is None else weights[part], homogeneous=homogeneous, kind=self.kind
-                )
-                total = moment if total is None else total.add_(moment)
-        if total is None:
-            return
-        examples = total_weight(calls[0].inputs.shape[0], weights, total)
-        self.block.inputs.update(total / positions, examples, decay)
+        examples = calls[0].inputs.shape[0]
+        if any(call.inputs.shape[0] != examples for call in calls):
+            numbers = ", ".join(str(call.inputs.shape[0]) for call in calls)
+            raise ValueError(
+                f"{self.name} was called with different numbers of examples ({numbers}) in one capture; capture each "
+                "batch on its own"
+            )
+        positions = sum(output_positions(_affine(call), call.inputs) for call in calls)
+        if self.kind == "reduce":
+            mean = torch.stack([self._summed_rows(call) for call in calls]).sum(0) / positions
+            total = second_moment(mean.unsqueeze(1), weights, homogeneous=homogeneous)
+            positions = 1
+        else:
+            moments = [
+                second_moment(rows, None if weights is None else weights[part], homogeneous=homogeneous)
+                for call in calls
+                for part, rows in self._rows(call)
+            ]
+            total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]
+        self.block.inputs.update(total / positions, total_weight(examples, weights, total), decay)
+
+    def _rows(self, call: Call) -> Iterator[tuple[slice, Tensor]]:
+        return input_rows(_affine(call), call.checked_inputs().to(self.block.dtype))
+
+    def _summed_rows(self, call: Call) -> Tensor:
+        return torch.cat([rows.sum(1) for _, rows in self._rows(call)])
 
     def update_outputs(self, passes: Sequence[Gradients], weights: Tensor | None, decay: float) -> None:
         """Add a batch to G, summed over backward passes and over positions."""

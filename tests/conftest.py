@@ -1,0 +1,20 @@
+"""Shared by all tests: the oracles module is importable, and numerical tests run in float64."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Make float64 the default dtype, with a fixed seed."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

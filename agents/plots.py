@@ -1,5 +1,6 @@
 """Learning curves as a picture."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,25 @@ from numpy.typing import NDArray
 
 from acktr.agents.metrics_file import read_metrics
 from acktr.agents.run_folder import METRICS_FILE, RunFolder
+from acktr.agents.settings import FIELDS, Settings
 from acktr.errors import UserError
 
 _POINTS = 400
+_MOST_DIFFERENCES = 3
+
+# What runs may differ in and still be one experiment, repeated.
+_NO_MATTER: dict[str, Any] = {
+    name: FIELDS[name].default
+    for name in ("seed", "device", "num_threads", "log_interval", "checkpoint_interval", "exact_resume")
+}
 
 
 def plot(runs: Sequence[Path], output: Path) -> None:
     """Draw `return_mean` over timesteps.
 
-    Runs of one environment and algorithm that differ in their seed make one curve: their mean, and their lowest and
-    highest as a band, over the timesteps that all of them have (that any has, where they have none in common). A
+    Runs that differ in their seed alone (and in what decides no result, such as the device) make one curve: their
+    mean, and their lowest and highest as a band, over the timesteps that all of them have (that any has, where they
+    have none in common). Curves are named by algorithm and by the settings in which they differ. A
     single run's band is one standard deviation of its episodes. A run in which no episode has ended yet adds nothing;
     if that is all of them, the picture says so.
 
@@ -30,13 +40,13 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         UserError: no run folder, or `output` cannot be written.
     """
     environments: set[str] = set()
-    groups: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+    groups: dict[Settings, list[tuple[Path, NDArray[np.float64]]]] = {}
     for run in runs:
         settings = RunFolder.open(run).settings
         environments.add(settings.env)
         curve = read_curve(run / METRICS_FILE)
         if curve.size:
-            groups.setdefault((settings.env, settings.algorithm), []).append(curve)
+            groups.setdefault(dataclasses.replace(settings, **_NO_MATTER), []).append((run, curve))
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no state shared with pyplot
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -44,11 +54,10 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots()
-    for (env, algorithm), curves in sorted(groups.items()):
-        label = algorithm.upper() if len(environments) == 1 else f"{algorithm.upper()}, {env}"
-        steps, middle, low, high = _band(curves)
-        seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
-        (line,) = axes.plot(steps, middle, label=label + seeds, linewidth=1.8)
+    for settings, curves in groups.items():
+        steps, middle, low, high = _band([curve for _, curve in curves])
+        label = _label(settings, list(groups), runs=[run for run, _ in curves])
+        (line,) = axes.plot(steps, middle, label=label, linewidth=1.8)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set_title(", ".join(sorted(environments)))
     axes.set_xlabel("timesteps")
@@ -74,6 +83,21 @@ def read_curve(file: Path) -> NDArray[np.float64]:
     names = ("timesteps", "return_mean", "return_std")
     rows = [[row[name] for name in names] for row in read_metrics(file) if row["return_mean"] is not None]
     return np.asarray(rows, dtype=np.float64).reshape(-1, len(names))
+
+
+def _label(settings: Settings, others: Sequence[Settings], *, runs: Sequence[Path]) -> str:
+    """Name of a curve among others: algorithm, where it stands apart, and how many runs it is of."""
+    values = settings.to_dict()
+    alike = [other.to_dict() for other in others if other.algorithm == settings.algorithm and other.env == settings.env]
+    apart = [name for name in values if any(other[name] != values[name] for other in alike)]
+    parts = [settings.algorithm.upper()]
+    if len({other.env for other in others}) > 1:
+        parts.append(settings.env)
+    if len(apart) <= _MOST_DIFFERENCES:
+        parts.extend(f"{name} {values[name]}" for name in apart)
+    else:
+        parts.append(runs[0].resolve().name)
+    return ", ".join(parts) + (f" ({len(runs)} runs)" if len(runs) > 1 else "")
 
 
 def _band(curves: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], ...]:

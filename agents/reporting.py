@@ -162,6 +162,8 @@ class Console:
         if self._live is not None:
             self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
+            if self._unprinted:  # the line comes after the rows that it comes after
+                self._print(time.monotonic())
             print(line, flush=True)
 
     def row(self, row: Row) -> None:

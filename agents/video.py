@@ -18,6 +18,7 @@ from acktr.errors import UserError
 _ATARI_FPS = 15  # 60 emulated frames a second, four to a decision
 _SMALLEST_SIDE = 400
 _MOST_FRAMES = 30_000
+_SUFFIXES = (".mp4", ".gif")
 
 
 @torch.no_grad()
@@ -49,8 +50,12 @@ def record(
         `output`, `frames`, `fps`, and the raw `returns` of the games.
 
     Raises:
-        UserError: the environment cannot render, or the file cannot be written.
+        UserError: the environment cannot render, `output` is neither .mp4 nor .gif, or it cannot be written.
     """
+    if output.suffix.lower() not in _SUFFIXES:
+        raise UserError(f"{output}: films are written as {' or '.join(_SUFFIXES)}; give such a path")
+    if not output.parent.is_dir():
+        raise UserError(f"{output} cannot be written: there is no folder {output.parent}; make it or give another path")
     atari = family(settings.env) == "atari"
     environment, screen = _pair(settings, atari=atari)
     fps = _ATARI_FPS if atari else environment.render_fps
@@ -73,8 +78,8 @@ def record(
                 returns.extend(step.episode_returns.tolist())
                 observations = step.observations
             writer.append_data(_enlarge(picture))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{output} cannot be written: {error}; give a path that ends in .mp4 or .gif") from error
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror or error}; give another path") from error
     finally:
         environment.close()
         if screen is not None:
@@ -104,5 +109,5 @@ def _enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _writer(output: Path, fps: int) -> Any:  # imageio's writers are untyped
-    options: dict[str, Any] = {"macro_block_size": 2, "quality": 8} if output.suffix == ".mp4" else {}
+    options: dict[str, Any] = {"macro_block_size": 2, "quality": 8} if output.suffix.lower() == ".mp4" else {}
     return imageio.get_writer(output, fps=fps, **options)

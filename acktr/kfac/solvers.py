@@ -33,7 +33,8 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> tuple[Tensor | None, int]
         inverse = torch.cholesky_inverse(factor)
         # the one host read of a refresh: did it work?
         if bool((info == 0).all() & torch.isfinite(inverse).all()):
-            return inverse.to(matrix), retries
+            # LAPACK leaves columns first; a file holds rows first, and products of the two differ in the last bit
+            return inverse.to(matrix).contiguous(), retries
         retries += 1
     return None, retries
 
@@ -56,7 +57,7 @@ def eigenbasis(matrix: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int]:
             retries += 1  # counted and reported; the next rung decides
             continue
         if bool(torch.isfinite(values).all() & torch.isfinite(vectors).all()):
-            return (values.clamp(min=0).to(matrix), vectors.to(matrix)), retries
+            return (values.clamp(min=0).to(matrix), vectors.to(matrix).contiguous()), retries
         retries += 1
     return None, retries
 

@@ -1,0 +1,218 @@
+"""The whole loop: determinism, resume, learning, divergence."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+import acktr
+from acktr.agents import checkpoint, runs
+from acktr.agents.metrics_file import read_metrics
+from acktr.agents.presets import resolve
+from acktr.agents.run_folder import RunFolder
+from acktr.agents.settings import Settings
+from acktr.errors import RunError, UserError
+
+
+def settings_for(env: str, **overrides: Any) -> Settings:
+    return resolve({"env": env, "num_threads": 1, **overrides}).settings()
+
+
+SMALL_ATARI: dict[str, Any] = {
+    "num_envs": 4,
+    "num_steps": 5,
+    "conv_channels": (4, 8, 4),
+    "conv_features": 32,
+    "log_interval": 2,
+    "checkpoint_interval": 100,
+}
+
+
+def tensors_of(file: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(value: Any, where: str) -> None:
+        if isinstance(value, torch.Tensor):
+            found[where] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{where}/{key}")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                walk(item, f"{where}/{index}")
+
+    walk(checkpoint.load(file).state, "")
+    return found
+
+
+def assert_equal_tensors(one: Path, two: Path) -> None:
+    first, second = tensors_of(one), tensors_of(two)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        ("CartPole-v1", {"total_timesteps": 3000}),
+        ("CartPole-v1", {"total_timesteps": 3000, "algorithm": "a2c"}),
+        ("BreakoutNoFrameskip-v4", {"total_timesteps": 300, **SMALL_ATARI}),
+    ],
+)
+def test_same_seed_twice_gives_the_same_bytes(env: str, options: dict[str, Any], tmp_path: Path) -> None:
+    settings = settings_for(env, seed=3, **options)
+    finals = [
+        runs.train(settings, run_dir=tmp_path / name) / "checkpoints" / "final.safetensors" for name in ("one", "two")
+    ]
+    assert_equal_tensors(*finals)
+
+
+class Interrupter:
+    """Ends training the way a first Ctrl-C does, after some updates."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
+        original = runs.Trainer.train
+
+        def train(trainer: Any, *, stop: Any = None) -> bool:
+            return original(trainer, stop=lambda: trainer.updates >= updates)
+
+        monkeypatch.setattr(runs.Trainer, "train", train)
+
+
+def interrupted(settings: Settings, folder: Path, updates: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Interrupter(patch, updates)
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(settings, run_dir=folder)
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "updates"),
+    [
+        ("CartPole-v1", {"total_timesteps": 4000, "checkpoint_interval": 800}, 12),
+        ("BreakoutNoFrameskip-v4", {"total_timesteps": 400, **SMALL_ATARI}, 12),
+    ],
+)
+def test_exact_resume_of_an_interrupted_run_equals_an_uninterrupted_one(
+    env: str, options: dict[str, Any], updates: int, tmp_path: Path
+) -> None:
+    settings = settings_for(env, seed=1, exact_resume=True, **options)
+    straight = runs.train(settings, run_dir=tmp_path / "straight")
+    broken = tmp_path / "broken"
+    interrupted(settings, broken, updates)
+    # what a crash leaves: the checkpoint of the interruption itself is not on the uninterrupted run's grid
+    newest = max((broken / "checkpoints").glob("step-*"), key=lambda file: int(file.stem.split("-")[1]))
+    newest.unlink()
+    runs.resume(broken)
+    assert_equal_tensors(straight / "checkpoints" / "final.safetensors", broken / "checkpoints" / "final.safetensors")
+    assert [row["timesteps"] for row in read_metrics(straight / "metrics.csv")] == [
+        row["timesteps"] for row in read_metrics(broken / "metrics.csv")
+    ]
+
+
+def test_two_resumes_of_one_checkpoint_are_equal(tmp_path: Path) -> None:
+    import shutil
+
+    settings = settings_for("CartPole-v1", total_timesteps=4000)
+    interrupted(settings, tmp_path / "one", 9)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for name in ("one", "two"):
+        runs.resume(tmp_path / name)
+    assert_equal_tensors(*[tmp_path / name / "checkpoints" / "final.safetensors" for name in ("one", "two")])
+
+
+def test_resume_with_a_longer_total_stretches_the_schedule_from_where_it_stands(tmp_path: Path) -> None:
+    settings = settings_for("CartPole-v1", total_timesteps=4000, log_interval=1)
+    interrupted(settings, tmp_path / "run", 12)
+    before = read_metrics(tmp_path / "run" / "metrics.csv")[-1]
+    runs.resume(tmp_path / "run", total_timesteps=8000)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    after = next(row for row in rows if (row["timesteps"] or 0) > (before["timesteps"] or 0))
+    assert after["learning_rate"] == pytest.approx(settings.lr * (1 - (before["timesteps"] or 0) / 4000))
+    rates = [row["learning_rate"] or 0.0 for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert RunFolder.open(tmp_path / "run").settings.total_timesteps == 8000
+
+
+def test_a_finished_run_says_so_and_an_existing_folder_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_for("CartPole-v1", total_timesteps=500)
+    folder = runs.train(settings, run_dir=tmp_path / "run")
+    stamp = (folder / "checkpoints" / "final.safetensors").read_bytes()
+    runs.resume(folder)
+    assert "finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="acktr resume"):
+        runs.train(settings, run_dir=folder)
+    assert (folder / "checkpoints" / "final.safetensors").read_bytes() == stamp
+
+
+def test_run_folder_holds_what_the_documentation_names(tmp_path: Path) -> None:
+    folder = runs.train(settings_for("CartPole-v1", total_timesteps=2000), run_dir=tmp_path / "run")
+    names = {file.name for file in folder.iterdir()}
+    assert {"settings.yaml", "command.txt", "versions.json", "metrics.csv", "checkpoints", "curve.png"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert str(tmp_path) not in (folder / "settings.yaml").read_text()
+
+
+class Broken(gymnasium.Env[Any, Any]):
+    """Gives rewards that are not finite after a while."""
+
+    observation_space = Box(-1, 1, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        return np.zeros(2, np.float32), float("nan") if self.count > 100 else 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("agent", [acktr.ACKTR, acktr.A2C])
+def test_diverging_training_stops_with_the_reason_and_finite_weights(agent: Any, tmp_path: Path) -> None:
+    trained = agent(Broken, num_envs=2, num_steps=10, run_dir=tmp_path / "run", checkpoint_interval=50)
+    with pytest.raises(RunError, match=r"non-finite.*last good checkpoint"):
+        trained.learn(5000)
+    assert all(torch.isfinite(p).all() for p in trained.policy.parameters())
+    for file in (tmp_path / "run" / "checkpoints").glob("*.safetensors"):
+        assert all(torch.isfinite(value).all() for name, value in tensors_of(file).items() if "/policy/" in name)
+
+
+def test_dummy_rows_are_not_counted_as_timesteps() -> None:
+    agent = acktr.ACKTR("CartPole-v1", num_envs=4, num_steps=50, log_interval=1).learn(1000)
+    trainer = agent._trainer
+    assert trainer.episodes > 0
+    assert trainer.updates * 4 * 50 - trainer.timesteps == pytest.approx(trainer.episodes, abs=4)
+
+
+def test_schedules_reach_zero_at_the_end() -> None:
+    settings = settings_for("CartPole-v1", total_timesteps=2000, log_interval=1, kl_schedule="linear")
+    agent = acktr.ACKTR(
+        "CartPole-v1", **{k: v for k, v in dataclasses.asdict(settings).items() if k not in ("env", "algorithm")}
+    )
+    agent.learn(2000)
+    assert agent._trainer.updater.learning_rate() < 0.1 * settings.lr
+
+
+def test_library_learns_cartpole_and_saves_and_loads(tmp_path: Path) -> None:
+    agent = acktr.ACKTR("CartPole-v1", seed=0, num_threads=1).learn(120_000)
+    assert agent.return_mean is not None
+    assert agent.return_mean >= 400
+    agent.save(tmp_path / "agent.safetensors")
+    loaded = acktr.load(tmp_path / "agent.safetensors")
+    observation = np.array([0.01, 0.0, 0.02, 0.0])
+    batch = np.stack([observation, -observation])
+    assert np.array_equal(agent.predict(batch, deterministic=True), loaded.predict(batch, deterministic=True))
+    assert loaded.predict(observation) in (0, 1)
+    before = loaded.timesteps
+    assert loaded.learn(500).timesteps >= before + 500

@@ -115,13 +115,15 @@ def load(path: Path) -> Loaded:
 
 def _manifest(path: Path, data: bytes) -> dict[str, Any]:
     """Parse and judge the header of `data` before any tensor is made."""
-    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-        raise UserError(
-            f"{path}: refused: it carries a pickle, which can run code when loaded; acktr reads only files of its own"
-        )
     start = _HEADER_LENGTH_BYTES
     length = int.from_bytes(data[:start], "little")
-    if data[start : start + 1] not in (b"{", b"") or (data[start : start + 1] == b"" and length > 2**32):
+    # the first bytes of a safetensors file are a length and may be any, a pickle's magic number included: ask for the
+    # brace that follows before anything else
+    if data[start : start + 1] not in (b"{", b"") or (len(data) <= start and length > 2**32):
+        if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+            raise UserError(
+                f"{path}: refused: it carries a pickle, which can run code when loaded; acktr reads its own files only"
+            )
         raise UserError(f"{path}: not a file of acktr: it is no safetensors file")
     if len(data) <= start or start + length > len(data):
         raise DamagedFileError(f"{path}: truncated at {len(data)} bytes, inside its header; use an older checkpoint")

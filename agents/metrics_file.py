@@ -77,7 +77,7 @@ def clean_row(values: Mapping[str, float | None]) -> Row:
 
 
 class MetricsFile:
-    """Appends rows to a metrics.csv, each flushed as one complete line.
+    """Appends rows to a metrics.csv, each at once as one complete line.
 
     Attributes:
         last_row: the newest row kept or written, None while there is none.
@@ -94,11 +94,12 @@ class MetricsFile:
             kept = [row for row in read_metrics(path) if (row["timesteps"] or 0.0) <= resume_at]
         lines = [",".join(COLUMNS), *(_line(row) for row in kept)]
         write_text_atomically(path, "\n".join(lines) + "\n")
-        self._handle = path.open("a", encoding="utf-8", newline="")
+        # unbuffered: a row that a full disk refuses must not be tried again when the file is closed
+        self._handle = path.open("ab", buffering=0)
         self.last_row: Row | None = kept[-1] if kept else None
 
     def write(self, row: Mapping[str, float | None]) -> None:
-        """Append one row and flush it. Missing columns, None and NaN become empty cells.
+        """Append one row. Missing columns, None and NaN become empty cells.
 
         Raises:
             ValueError: a name that is no column.
@@ -107,8 +108,9 @@ class MetricsFile:
         unknown = set(row) - set(COLUMNS)
         if unknown:
             raise ValueError(f"metrics.csv has no column {', '.join(sorted(unknown))}")
-        self._handle.write(_line(row) + "\n")
-        self._handle.flush()
+        line = (_line(row) + "\n").encode()
+        while line:
+            line = line[self._handle.write(line) :]
         self.last_row = clean_row(row)
 
     def close(self) -> None:

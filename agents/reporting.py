@@ -13,7 +13,8 @@ from acktr.errors import RunError
 
 if TYPE_CHECKING:
     from rich.live import Live
-    from torch.utils.tensorboard.writer import SummaryWriter
+
+    from acktr.agents.tensorboard_file import TensorBoardFile
 
 __all__ = ["COLUMNS", "Reporter"]
 
@@ -64,18 +65,17 @@ class Reporter:
         self, folder: RunFolder | None, settings: Settings, *, console: bool = True, resume_at: int | None = None
     ) -> None:
         self._metrics: MetricsFile | None = None
-        self._writer: SummaryWriter | None = None
+        self._events: TensorBoardFile | None = None
         self._console = Console(settings) if console else None
         self.last_row: Row | None = None
         if folder is not None:
-            from torch.utils import tensorboard  # seconds to import: only where it is used
+            from acktr.agents.tensorboard_file import TensorBoardFile  # a library to import: only where it is used
 
             try:
                 self._metrics = MetricsFile(folder.path / METRICS_FILE, resume_at=resume_at)
                 self.last_row = self._metrics.last_row
-                # TensorBoard hides what an earlier process wrote from purge_step on
                 purge_step = None if resume_at is None else resume_at + 1
-                self._writer = tensorboard.SummaryWriter(str(folder.path), purge_step=purge_step, flush_secs=10)
+                self._events = TensorBoardFile(folder.path, purge_step=purge_step)
             except OSError as error:
                 raise _cannot_write(folder, error) from error
         self._folder = folder
@@ -95,18 +95,18 @@ class Reporter:
             ValueError: a name that is no column.
             RunError: the row could not be written (disk full).
         """
-        if self._folder is not None and self._metrics is not None and self._writer is not None:
+        row = clean_row(values)
+        if self._folder is not None and self._metrics is not None and self._events is not None:
             try:
                 self._metrics.write(values)
-                for name, group in _TAGS.items():
-                    value = values.get(name)
-                    if value is not None and value == value:  # not NaN
-                        self._writer.add_scalar(f"{group}/{name}", value, int(values["timesteps"] or 0))
+                scalars = {f"{group}/{name}": row[name] for name, group in _TAGS.items()}
+                present = {tag: value for tag, value in scalars.items() if value is not None}
+                self._events.write(present, step=int(row["timesteps"] or 0))
             except OSError as error:
                 raise _cannot_write(self._folder, error) from error
-        self.last_row = clean_row(values)
+        self.last_row = row
         if self._console is not None:
-            self._console.row(self.last_row)
+            self._console.row(row)
 
     def status(self, *, timesteps: int, steps_per_second: float) -> None:
         """Refresh the live status between rows; cheap enough for every step, does nothing where there is none."""
@@ -114,14 +114,13 @@ class Reporter:
             self._console.status(timesteps, steps_per_second)
 
     def close(self) -> None:
-        """Flush and close everything; closing twice does nothing."""
+        """Close everything; closing twice does nothing."""
         if self._console is not None:
             self._console.close()
         if self._metrics is not None:
             self._metrics.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            self._events.close()
 
     def __enter__(self) -> "Reporter":
         return self

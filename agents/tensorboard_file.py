@@ -1,0 +1,62 @@
+"""TensorBoard event files, written in the calling thread.
+
+torch's SummaryWriter hands events to a thread: a full disk then ends that thread with a traceback, some of the events
+that a killed process wrote are lost, and importing it takes most of a second. Scalars need none of that.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]  # the library has no types
+    Event,
+    SessionLog,
+)
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]  # the library has no types
+from tensorboard.summary.writer.record_writer import (  # type: ignore[import-untyped]  # the library has no types
+    RecordWriter,
+)
+
+_FILE_VERSION = "brain.Event:2"  # the version from which on TensorBoard understands a purge
+
+
+class TensorBoardFile:
+    """A new event file in `folder`; each call of `write` is on disk when it returns.
+
+    Args:
+        folder: where TensorBoard looks for the run.
+        purge_step: TensorBoard forgets what earlier files of the folder hold from this step on; None keeps all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
+        # TensorBoard reads the files of a folder by name: a finer clock than seconds keeps them in order
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        # unbuffered: what a full disk refuses must not be tried again when the file is closed
+        self._file = (folder / name).open("xb", buffering=0)
+        self._records: Any = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version=_FILE_VERSION))
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def write(self, scalars: Mapping[str, float], *, step: int) -> None:
+        """Write scalars by tag at a step.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing."""
+        self._file.close()
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())

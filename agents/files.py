@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +41,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """`write_atomically` for UTF-8 text."""
     write_atomically(path, text.encode("utf-8"))
+
+
+def write_whole(handle: FileIO, data: bytes) -> None:
+    """Append all of `data` to an unbuffered file, which by itself may write a part.
+
+    Raises:
+        OSError: it could not be written; a part of it may be in the file.
+    """
+    while data:
+        data = data[handle.write(data) :]
 
 
 def link_atomically(source: Path, target: Path) -> None:

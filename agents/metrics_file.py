@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from acktr.agents.files import write_text_atomically
+from acktr.agents.files import write_text_atomically, write_whole
 from acktr.errors import UserError
 
 COLUMNS: tuple[str, ...] = (
@@ -108,9 +108,7 @@ class MetricsFile:
         unknown = set(row) - set(COLUMNS)
         if unknown:
             raise ValueError(f"metrics.csv has no column {', '.join(sorted(unknown))}")
-        line = (_line(row) + "\n").encode()
-        while line:
-            line = line[self._handle.write(line) :]
+        write_whole(self._handle, (_line(row) + "\n").encode())
         self.last_row = clean_row(row)
 
     def close(self) -> None:

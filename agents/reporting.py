@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from acktr.agents.metrics_file import COLUMNS, MetricsFile, Row, clean_row
 from acktr.agents.run_folder import METRICS_FILE, RunFolder
 from acktr.agents.settings import Settings
+from acktr.agents.tensorboard_file import TensorBoardFile
 from acktr.errors import RunError
 
 if TYPE_CHECKING:
     from rich.live import Live
-
-    from acktr.agents.tensorboard_file import TensorBoardFile
 
 __all__ = ["COLUMNS", "Reporter"]
 
@@ -69,8 +68,6 @@ class Reporter:
         self._console = Console(settings) if console else None
         self.last_row: Row | None = None
         if folder is not None:
-            from acktr.agents.tensorboard_file import TensorBoardFile  # a library to import: only where it is used
-
             try:
                 self._metrics = MetricsFile(folder.path / METRICS_FILE, resume_at=resume_at)
                 self.last_row = self._metrics.last_row

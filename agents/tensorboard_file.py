@@ -4,6 +4,7 @@ torch's SummaryWriter hands events to a thread: a full disk then ends that threa
 that a killed process wrote are lost, and importing it takes most of a second. Scalars need none of that.
 """
 
+import io
 import os
 import socket
 import time
@@ -19,6 +20,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-
 from tensorboard.summary.writer.record_writer import (  # type: ignore[import-untyped]  # the library has no types
     RecordWriter,
 )
+
+from acktr.agents.files import write_whole
 
 _FILE_VERSION = "brain.Event:2"  # the version from which on TensorBoard understands a purge
 
@@ -39,7 +42,6 @@ class TensorBoardFile:
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
         # unbuffered: what a full disk refuses must not be tried again when the file is closed
         self._file = (folder / name).open("xb", buffering=0)
-        self._records: Any = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version=_FILE_VERSION))
         if purge_step is not None:
             start = SessionLog(status=SessionLog.START)
@@ -59,4 +61,6 @@ class TensorBoardFile:
         self._file.close()
 
     def _write(self, event: Any) -> None:
-        self._records.write(event.SerializeToString())
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        write_whole(self._file, record.getvalue())

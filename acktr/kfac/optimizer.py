@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from acktr.kfac.blocks import DampingMode
 from acktr.kfac.capture import Call, Recorder
@@ -153,8 +154,9 @@ class KFAC(torch.optim.Optimizer):
         standalone = [unit for unit in self.units if isinstance(unit, StandaloneUnit)]
         if not calls and not standalone:
             raise RuntimeError("nothing was captured: run the forward pass inside `with optimizer.capture():`")
-        passes = _backward_passes(metric.losses(), calls) if calls else []
-        with torch.no_grad():
+        with record_function("kfac::sampled_backward"):
+            passes = _backward_passes(metric.losses(), calls) if calls else []
+        with torch.no_grad(), record_function("kfac::factors"):
             for unit in self.units:
                 if isinstance(unit, KroneckerUnit):
                     own = _calls_of(unit.modules, passes)
@@ -188,12 +190,18 @@ class KFAC(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refresh_due()
+        with record_function("kfac::step"):
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        with record_function("kfac::inverses"):
+            self._refresh_due()
         self._applied = []
         self.steps += 1
         active = [unit for unit in self.units if any(parameter.grad is not None for parameter in unit.parameters)]
         if not active:
-            return loss
+            return
         group_of = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
         gradients = [[_grad(parameter) for parameter in unit.parameters] for unit in active]
         usable = torch.isfinite(_total([g for row in gradients for g in row], self._momentum_mass))
@@ -211,7 +219,6 @@ class KFAC(torch.optim.Optimizer):
             self._apply_baselines(active, directions, usable, torch.where(usable, inner, 0.0))
         else:
             self._apply(active, directions, usable, group_of)
-        return loss
 
     @torch.no_grad()
     def contract(self, factor: Tensor) -> None:

@@ -109,5 +109,6 @@ def _enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _writer(output: Path, fps: int) -> Any:  # imageio's writers are untyped
-    options: dict[str, Any] = {"macro_block_size": 2, "quality": 8} if output.suffix.lower() == ".mp4" else {}
-    return imageio.get_writer(output, fps=fps, **options)
+    if output.suffix.lower() == ".gif":
+        return imageio.get_writer(output, duration=1000 / fps, loop=0)  # milliseconds a picture, repeated for ever
+    return imageio.get_writer(output, fps=fps, macro_block_size=2, quality=8)

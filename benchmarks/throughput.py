@@ -142,11 +142,14 @@ def emulator_rate(args: argparse.Namespace) -> float:
 
 def sb3_rate(args: argparse.Namespace) -> float:
     """Steps per second of stable-baselines3's A2C with its CnnPolicy on its own Atari wrappers."""
+    import ale_py
+    import gymnasium
     from stable_baselines3 import A2C
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import VecFrameStack
 
+    gymnasium.register_envs(ale_py)
     env = VecFrameStack(make_atari_env(args.env, n_envs=args.num_envs, seed=0), n_stack=4)
     model = A2C("CnnPolicy", env, n_steps=args.num_steps, ent_coef=0.01, vf_coef=0.25, verbose=0)
 

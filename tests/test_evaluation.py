@@ -1,4 +1,4 @@
-"""Evaluation: raw returns of full games, a fixed share for every environment, stalls flagged, and no effect on others."""
+"""Evaluation: raw returns of full games, a fixed share for each environment, stalls flagged, nothing else touched."""
 
 import json
 import random

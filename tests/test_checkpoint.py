@@ -4,7 +4,6 @@ import json
 import math
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from limits import full_disk
 
 from acktr.agents import checkpoint
 from acktr.agents.checkpoint import DamagedFileError, load, save
@@ -278,20 +278,11 @@ def test_a_kill_in_mid_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.fixture
-def full_disk() -> Any:
-    """Let no file grow beyond 4 kB, the nearest thing to a full disk that needs no mount."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_fills_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, full_disk: None) -> None:
+def test_a_disk_that_fills_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     file = tmp_path / "f.safetensors"
     save(file, {"x": torch.ones(10)}, kind="checkpoint")
     before = file.read_bytes()
-    with pytest.raises(OSError, match="File too large"):
+    with full_disk(4096), pytest.raises(OSError, match="File too large"):
         save(file, {"x": torch.ones(10_000)}, kind="checkpoint")
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]

@@ -3,15 +3,14 @@
 import math
 import os
 import pty
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from limits import full_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from acktr.agents import reporting
@@ -159,25 +158,18 @@ def test_a_killed_process_leaves_metrics_that_a_resume_reads(folder: RunFolder) 
     assert scalars(folder, "rollout/return_mean") == [(100, 1.0)]
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("room", [0, 20, 1500])
 def test_a_full_disk_is_a_run_error_and_closing_does_not_hide_it(
-    room: int, folder: RunFolder, full_disk: None, capfd: pytest.CaptureFixture[str]
+    room: int, folder: RunFolder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With the largest room it is the event file, which grows faster, that meets the end of the disk first."""
 
     def until_full() -> None:
         with Reporter(folder, SETTINGS, console=False) as reporter:
             size = (folder.path / "metrics.csv").stat().st_size
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-            for step in range(100):
-                reporter.row({"timesteps": step, "return_mean": 1 / 3, "entropy": 1 / 3})
+            with full_disk(size + room):
+                for step in range(100):
+                    reporter.row({"timesteps": step, "return_mean": 1 / 3, "entropy": 1 / 3})
 
     with pytest.raises(RunError, match="metrics cannot be written: File too large"):
         until_full()

@@ -3,15 +3,14 @@
 import dataclasses
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from limits import full_disk
 
 from acktr.agents import checkpoint
 from acktr.agents.run_folder import RunFolder
@@ -203,17 +202,12 @@ def test_leftovers_of_a_killed_writer_are_removed(folder: RunFolder) -> None:
     assert names(folder) == ["step-100.safetensors"]
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_a_run_error_that_names_the_intact_checkpoint(folder: RunFolder, full_disk: None) -> None:
+def test_a_full_disk_is_a_run_error_that_names_the_intact_checkpoint(folder: RunFolder) -> None:
     good = write(folder, 100)
-    with pytest.raises(RunError, match=r"the last good checkpoint is .*step-100.safetensors; free some space"):
+    with (
+        full_disk(4096),
+        pytest.raises(RunError, match=r"the last good checkpoint is .*step-100.safetensors; free some space"),
+    ):
         folder.write_checkpoint({"x": torch.ones(10_000)}, timesteps=200)
     assert names(folder) == ["step-100.safetensors"]
     assert timesteps(good) == 100

@@ -1,5 +1,6 @@
 """Shared by all tests: the oracles module is importable, and numerical tests run in float64."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+# The repository's folder acktr/ is only a part of the package; child processes must import the installed one.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 @pytest.fixture

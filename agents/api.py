@@ -158,7 +158,10 @@ class A2C(Agent):
 
 
 def load(path: Path | str, env: EnvironmentLike | None = None, *, verbose: bool = False) -> Agent:
-    """An agent from a file that `Agent.save` or a run's `checkpoints/` holds, ready to predict and to learn further.
+    """An agent from a file that `Agent.save`, a run's `checkpoints/` or `acktr export` made.
+
+    From the first two it goes on as if it had never stopped. An exported policy holds weights alone: it predicts, and
+    if it learns further, it does so from them with fresh curvature and counters.
 
     Args:
         path: the file.
@@ -166,16 +169,21 @@ def load(path: Path | str, env: EnvironmentLike | None = None, *, verbose: bool 
         verbose: print progress.
 
     Raises:
-        UserError: the file is damaged, foreign or an exported policy without training state.
+        UserError: the file is damaged or foreign, or was made for other spaces than the environment's.
     """
-    loaded = checkpoint.load(Path(path))
-    state: Mapping[str, Any] = loaded.state
-    if "training" not in state:
-        raise UserError(f"{path}: an exported policy; `acktr evaluate` takes it, acktr.load needs a checkpoint")
+    state: Mapping[str, Any] = checkpoint.load(Path(path)).state
     settings = Settings.from_dict(state["settings"], source=str(path))
     if isinstance(env, VectorEnv):
         settings = dataclasses.replace(settings, num_envs=env.num_envs)
     agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(ACKTR if settings.algorithm == "acktr" else A2C)
     agent._build(settings, env=settings.env if env is None else env, torso=None, run_dir=None, verbose=verbose)
-    agent._trainer.load_state_dict(state)
+    try:
+        if "training" in state:
+            agent._trainer.load_state_dict(state)
+        else:
+            agent._trainer.policy.load_state_dict(dict(state["policy"]))
+    except (KeyError, RuntimeError) as error:
+        agent.close()
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: does not fit environment '{settings.env}' or its settings: {reason}") from error
     return agent

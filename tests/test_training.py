@@ -11,7 +11,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 import acktr
-from acktr.agents import checkpoint, runs
+from acktr.agents import checkpoint, policy_files, runs
 from acktr.agents.metrics_file import read_metrics
 from acktr.agents.presets import resolve
 from acktr.agents.run_folder import RunFolder
@@ -214,5 +214,10 @@ def test_library_learns_cartpole_and_saves_and_loads(tmp_path: Path) -> None:
     batch = np.stack([observation, -observation])
     assert np.array_equal(agent.predict(batch, deterministic=True), loaded.predict(batch, deterministic=True))
     assert loaded.predict(observation) in (0, 1)
+    policy_files.export(tmp_path / "agent.safetensors", tmp_path / "policy.safetensors")
+    exported = acktr.load(tmp_path / "policy.safetensors")
+    assert np.array_equal(exported.predict(batch, deterministic=True), loaded.predict(batch, deterministic=True))
+    with pytest.raises(UserError, match="does not fit"):
+        acktr.load(tmp_path / "agent.safetensors", "Acrobot-v1")
     before = loaded.timesteps
     assert loaded.learn(500).timesteps >= before + 500

@@ -230,6 +230,7 @@ def _kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: float) -> 
         stat_decay=settings.stat_decay,
         stat_interval=settings.stat_interval,
         inverse_interval=settings.inverse_interval,
+        position_stride=settings.position_stride,
         bias=settings.bias,
         conv_factors=settings.conv_factors,
         compat=settings.compat,

@@ -44,7 +44,8 @@ class Encoder(nn.Module):
             return functional.one_hot(observations.long(), self.categories).to(dtype)
         if not self.is_image:
             return observations.to(dtype).flatten(1)
-        return observations.to(dtype) / 255
+        # channels-last convolutions take two thirds of the time on CPUs; the values are the same
+        return observations.to(dtype, memory_format=torch.channels_last) / 255
 
 
 def is_image(space: gymnasium.Space[object]) -> bool:

@@ -235,6 +235,13 @@ class Settings:
         low_open=True,
         high=1,
     )
+    position_stride: int = setting(
+        1,
+        "Convolutions: inputs are taken at every so many rows and columns of the output, on a shifting grid.",
+        typical="1 to 3",
+        origin="TF-kfac caps patches likewise",
+        low=1,
+    )
     fisher: Literal["sampled", "exact", "empirical"] = setting(
         "sampled",
         "Which Fisher the policy's factors estimate.",

@@ -12,6 +12,7 @@ from torch.distributions import Categorical
 
 from acktr.kfac import KFAC, Fisher, GaussNewton
 from acktr.kfac.layers import input_rows, output_positions
+from acktr.kfac.statistics import Thinning
 
 pytestmark = pytest.mark.usefixtures("float64")
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -160,6 +161,26 @@ def test_permuting_or_repeating_the_examples_changes_no_factor(examples: int, se
     for other in blocks[1:]:
         for one, two in zip(blocks[0], other, strict=True):
             torch.testing.assert_close(one, two)
+
+
+@QUICK
+@given(convolutions(), st.integers(1, 3))
+def test_thinned_inputs_average_to_all_inputs_over_the_turns_of_the_grid(
+    case: tuple[nn.Conv2d, tuple[int, int]], every: int
+) -> None:
+    conv, size = case
+    inputs = torch.randn(3, conv.in_channels, *size)
+    everything = torch.cat([rows for _, rows in input_rows(conv, inputs)])
+    grids = [Thinning.rotating(every, turn) for turn in range(every**2)]
+    parts = [torch.cat([rows for _, rows in input_rows(conv, inputs, grid)]) for grid in grids]
+    assert [part.shape[1] for part in parts] == [output_positions(conv, inputs, grid) for grid in grids]
+    if parts[0].shape[1] < everything.shape[1]:
+        together = torch.cat(parts, dim=1)
+        assert together.shape == everything.shape
+        moment = torch.einsum("ntgi,ntgj->gij", together, together)
+        torch.testing.assert_close(moment, torch.einsum("ntgi,ntgj->gij", everything, everything))
+    else:
+        assert all(torch.equal(part, everything) for part in parts)
 
 
 def test_nature_cnn_at_an_eighth_of_its_width_has_the_factors_of_explicit_patches() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acktr.kfac.statistics import chunks, conv_patches
+from acktr.kfac.statistics import EVERY_POSITION, Thinning, chunks, conv_patches
 
 Affine = nn.Linear | nn.Conv2d
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d
@@ -45,12 +45,13 @@ def groups_of(module: Affine) -> int:
     return module.groups if isinstance(module, nn.Conv2d) else 1
 
 
-def input_rows(module: Affine, inputs: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def input_rows(module: Affine, inputs: Tensor, thinning: Thinning = EVERY_POSITION) -> Iterator[tuple[slice, Tensor]]:
     """Inputs as rows (n, T, b, i), a slice of the examples at a time so that patches stay within bounds.
 
     Args:
         module: the layer.
         inputs: what it was called with; the first axis is the example.
+        thinning: which output positions of a convolution to take, where it has that many rows and columns.
 
     Yields:
         The slice of examples and their rows.
@@ -58,22 +59,17 @@ def input_rows(module: Affine, inputs: Tensor) -> Iterator[tuple[slice, Tensor]]
     if isinstance(module, nn.Linear):
         yield slice(0, inputs.shape[0]), inputs.reshape(inputs.shape[0], -1, 1, inputs.shape[-1])
         return
-    per_example = output_positions(module, inputs) * module.weight[0].numel() * module.groups
+    thinning = _fitting(module, inputs, thinning)
+    per_example = output_positions(module, inputs, thinning) * module.weight[0].numel() * module.groups
     for part in chunks(inputs.shape[0], per_example):
-        yield part, _conv_rows(module, inputs[part])
+        yield part, _conv_rows(module, inputs[part], thinning)
 
 
-def output_positions(module: Affine, inputs: Tensor) -> int:
-    """Number of positions T at which the layer uses its weight on each example."""
+def output_positions(module: Affine, inputs: Tensor, thinning: Thinning = EVERY_POSITION) -> int:
+    """Number of positions T at which the layer uses its weight on each example, of those that are taken."""
     if isinstance(module, nn.Linear):
         return int(inputs[0].numel() // inputs.shape[-1])
-    before, after = _pads(module)
-    positions = 1
-    for axis in range(2):
-        span = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
-        padded = inputs.shape[2 + axis] + before[axis] + after[axis]
-        positions *= (padded - span) // module.stride[axis] + 1
-    return positions
+    return _fitting(module, inputs, thinning).count(*_output_size(module, inputs))
 
 
 def gradient_rows(module: Affine, gradients: Tensor) -> Tensor:
@@ -129,7 +125,22 @@ def _pads(module: nn.Conv2d) -> tuple[list[int], list[int]]:
     return [top, left], [bottom, right]
 
 
-def _conv_rows(module: nn.Conv2d, inputs: Tensor) -> Tensor:
+def _output_size(module: nn.Conv2d, inputs: Tensor) -> tuple[int, int]:
+    before, after = _pads(module)
+    sizes = []
+    for axis in range(2):
+        span = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+        padded = inputs.shape[2 + axis] + before[axis] + after[axis]
+        sizes.append((padded - span) // module.stride[axis] + 1)
+    return sizes[0], sizes[1]
+
+
+def _fitting(module: nn.Conv2d, inputs: Tensor, thinning: Thinning) -> Thinning:
+    """The grid itself where the map is large enough that no offset misses it, else every position."""
+    return thinning if min(_output_size(module, inputs)) >= thinning.every else EVERY_POSITION
+
+
+def _conv_rows(module: nn.Conv2d, inputs: Tensor, thinning: Thinning) -> Tensor:
     pads = module._reversed_padding_repeated_twice
     if any(pads):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -141,4 +152,5 @@ def _conv_rows(module: nn.Conv2d, inputs: Tensor) -> Tensor:
         stride=(stride[0], stride[1]),
         dilation=(dilation[0], dilation[1]),
         groups=module.groups,
+        thinning=thinning,
     )

@@ -16,7 +16,7 @@ from torch.profiler import record_function
 from acktr.kfac.blocks import DampingMode
 from acktr.kfac.capture import Call, Recorder
 from acktr.kfac.metrics import Metric
-from acktr.kfac.statistics import FactorKind
+from acktr.kfac.statistics import FactorKind, Thinning
 from acktr.kfac.trust_region import baselines_scale, trust_region_scale
 from acktr.kfac.units import (
     BiasMode,
@@ -58,6 +58,8 @@ class KFAC(torch.optim.Optimizer):
         stat_decay: decay of the running factors (0.95 to 0.99).
         stat_interval: statistics are taken every so many steps.
         inverse_interval: each inverse is refreshed every so many steps, the layers in turn.
+        position_stride: a convolution's inputs are taken at every so many rows and columns of its output, on a grid
+            that shifts from update to update (TF-kfac and Martens & Grosse thin likewise); 1 takes all positions.
         bias: "joint" (homogeneous coordinate) or "separate" (a block of its own, as in the published Atari code).
         conv_factors: "expand" (KFC) or "reduce" (Eschenhagen et al. 2023).
         compat: "baselines" reproduces the published code's rescaling by the damped u·g without the factor 2, with
@@ -79,6 +81,7 @@ class KFAC(torch.optim.Optimizer):
         stat_decay: float = 0.99,
         stat_interval: int = 1,
         inverse_interval: int = 10,
+        position_stride: int = 1,
         bias: BiasMode = "joint",
         conv_factors: FactorKind = "expand",
         compat: Literal["none", "baselines"] = "none",
@@ -89,6 +92,7 @@ class KFAC(torch.optim.Optimizer):
         _check_range("stat_decay", stat_decay, 0.0, 1.0, high_open=True)
         _check_range("stat_interval", stat_interval, 1, None)
         _check_range("inverse_interval", inverse_interval, 1, None)
+        _check_range("position_stride", position_stride, 1, None)
         if max_kl is not None and not max_kl > 0:
             raise ValueError(f"max_kl takes a number above 0, or None, got {max_kl}")
         if compat == "baselines" and damping_mode != "exact":
@@ -99,6 +103,7 @@ class KFAC(torch.optim.Optimizer):
         self.stat_decay = stat_decay
         self.stat_interval = stat_interval
         self.inverse_interval = inverse_interval
+        self.position_stride = position_stride
         self.compat = compat
         self.units, plain = build_units(model, damping_mode=damping_mode, bias=bias, conv_factors=conv_factors)
         if plain:
@@ -156,13 +161,14 @@ class KFAC(torch.optim.Optimizer):
             raise RuntimeError("nothing was captured: run the forward pass inside `with optimizer.capture():`")
         with record_function("kfac::sampled_backward"):
             passes = _backward_passes(metric.losses(), calls) if calls else []
+        thinning = Thinning.rotating(self.position_stride, self.steps // self.stat_interval)
         with torch.no_grad(), record_function("kfac::factors"):
             for unit in self.units:
                 if isinstance(unit, KroneckerUnit):
                     own = _calls_of(unit.modules, passes)
                     reached = {id(call): call for gradients in own for call, _ in gradients}
                     if reached:
-                        unit.update_inputs(list(reached.values()), weights, self.stat_decay)
+                        unit.update_inputs(list(reached.values()), weights, self.stat_decay, thinning)
                         unit.update_outputs(own, weights, self.stat_decay)
                 elif isinstance(unit, ModuleUnit):
                     unit.update(_calls_of(unit.modules, passes), weights, self.stat_decay)

@@ -12,6 +12,7 @@ The papers average G over positions too and write the block as T · A ⊗ G; the
 inside G lets damping act on the block with no T anywhere.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
@@ -19,6 +20,34 @@ import torch
 from torch import Tensor
 
 FactorKind = Literal["expand", "reduce"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Thinning:
+    """A regular grid of output positions: every so many rows and columns, from an offset on.
+
+    Attributes:
+        every: step of the grid in both directions; 1 takes all positions.
+        row: first row, below `every`.
+        column: first column, below `every`.
+    """
+
+    every: int = 1
+    row: int = 0
+    column: int = 0
+
+    def count(self, rows: int, columns: int) -> int:
+        """Number of positions taken of a rows x columns map."""
+        return -(-(rows - self.row) // self.every) * -(-(columns - self.column) // self.every)
+
+    @classmethod
+    def rotating(cls, every: int, turn: int) -> "Thinning":
+        """The grid of one turn; every² turns visit each position once."""
+        row, column = divmod(turn % every**2, every)
+        return cls(every=every, row=row, column=column)
+
+
+EVERY_POSITION = Thinning()
 
 _CHUNK_ELEMENTS = 1 << 23
 """Patches are materialised for at most this many elements at a time (32 MiB in float32)."""
@@ -31,6 +60,7 @@ def conv_patches(
     stride: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
+    thinning: Thinning = EVERY_POSITION,
 ) -> Tensor:
     """Patches that a 2-d convolution sees, without padding (pad before).
 
@@ -40,12 +70,15 @@ def conv_patches(
         stride: vertical and horizontal stride.
         dilation: vertical and horizontal dilation.
         groups: number of groups; must divide C.
+        thinning: which of the positions to take.
 
     Returns:
-        (N, T, groups, i) with i = C / groups · kernel height · kernel width, in the order of `weight.flatten(1)`.
+        (N, T, groups, i) with T the number of positions taken and
+        i = C / groups · kernel height · kernel width, in the order of `weight.flatten(1)`.
     """
     span = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
     windows = inputs.unfold(2, span[0], stride[0]).unfold(3, span[1], stride[1])
+    windows = windows[:, :, thinning.row :: thinning.every, thinning.column :: thinning.every]
     windows = windows[..., :: dilation[0], :: dilation[1]]  # (N, C, Oh, Ow, kh, kw), a view
     examples, channels, rows, columns = windows.shape[:4]
     windows = windows.reshape(examples, groups, channels // groups, rows, columns, *kernel_size)

@@ -26,7 +26,9 @@ from acktr.kfac.layers import (
     output_positions,
 )
 from acktr.kfac.statistics import (
+    EVERY_POSITION,
     FactorKind,
+    Thinning,
     gradient_moment,
     per_example_gradients,
     second_moment,
@@ -92,7 +94,9 @@ class KroneckerUnit(Unit):
         weight, bias = self.map.split(matrix)
         return (weight,) if bias is None else (weight, bias)
 
-    def update_inputs(self, calls: Sequence[Call], weights: Tensor | None, decay: float) -> None:
+    def update_inputs(
+        self, calls: Sequence[Call], weights: Tensor | None, decay: float, thinning: Thinning = EVERY_POSITION
+    ) -> None:
         """Add a batch to A; several calls of the modules count as further positions."""
         homogeneous = self.map.bias is not None
         examples = calls[0].inputs.shape[0]
@@ -102,25 +106,25 @@ class KroneckerUnit(Unit):
                 f"{self.name} was called with different numbers of examples ({numbers}) in one capture; capture each "
                 "batch on its own"
             )
-        positions = sum(output_positions(_affine(call), call.inputs) for call in calls)
+        positions = sum(output_positions(_affine(call), call.inputs, thinning) for call in calls)
         if self.kind == "reduce":
-            mean = torch.stack([self._summed_rows(call) for call in calls]).sum(0) / positions
+            mean = torch.stack([self._summed_rows(call, thinning) for call in calls]).sum(0) / positions
             total = second_moment(mean.unsqueeze(1), weights, homogeneous=homogeneous)
             positions = 1
         else:
             moments = [
                 second_moment(rows, None if weights is None else weights[part], homogeneous=homogeneous)
                 for call in calls
-                for part, rows in self._rows(call)
+                for part, rows in self._rows(call, thinning)
             ]
             total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]
         self.block.inputs.update(total / positions, total_weight(examples, weights, total), decay)
 
-    def _rows(self, call: Call) -> Iterator[tuple[slice, Tensor]]:
-        return input_rows(_affine(call), call.checked_inputs().to(self.block.dtype))
+    def _rows(self, call: Call, thinning: Thinning) -> Iterator[tuple[slice, Tensor]]:
+        return input_rows(_affine(call), call.checked_inputs().to(self.block.dtype), thinning)
 
-    def _summed_rows(self, call: Call) -> Tensor:
-        return torch.cat([rows.sum(1) for _, rows in self._rows(call)])
+    def _summed_rows(self, call: Call, thinning: Thinning) -> Tensor:
+        return torch.cat([rows.sum(1) for _, rows in self._rows(call, thinning)])
 
     def update_outputs(self, passes: Sequence[Gradients], weights: Tensor | None, decay: float) -> None:
         """Add a batch to G, summed over backward passes and over positions."""

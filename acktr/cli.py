@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from acktr import __version__
 from acktr.errors import RunError, UserError
+from acktr.process import tune
 
 VERBS = {
     "train": "train on an environment, into a new run folder",
@@ -86,6 +87,7 @@ def _dispatch(args: list[str]) -> int:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.5) or list(VERBS)
         raise UserError(f"`acktr` has no verb '{verb}'; nearest: {', '.join(near)}; see `acktr --help`")
+    tune()  # before torch is imported
     from acktr.commands import parse
 
     return parse(verb, rest).run()

@@ -76,18 +76,19 @@ class ACKTRUpdater:
         self.optimizer.step()
         if self.critic is not None:
             self.critic.step()
-        measured: dict[str, Tensor] = {}
+        divergence: dict[str, Tensor] = {}
         if settings.step_control == "measured":
-            measured = self._control(self._measure(first, batch, weights, sigma))
+            divergence = self._control(self._measure(first, batch, weights, sigma))
         elif self._updates % settings.kl_interval == 0:
-            measured = self._measure(first, batch, weights, sigma)
+            divergence = self._measure(first, batch, weights, sigma)
+        if divergence:
+            divergence["kl_predicted"] = self.optimizer.kl_predicted
         figures = {
-            **measured,
+            **divergence,
             "policy_loss": losses.policy.detach(),
             "value_loss": losses.value.detach(),
             "entropy": losses.entropy.detach(),
             "explained_variance": _explained_variance(outputs, batch),
-            "kl_predicted": self.optimizer.kl_predicted,
             "trust_region_scale": self.optimizer.scale,
         }
         self._updates += 1

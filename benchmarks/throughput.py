@@ -17,6 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+if "sb3-a2c" not in sys.argv:
+    from acktr.process import tune
+
+    tune()  # as `acktr train` does; before torch is imported
+
 import numpy as np
 import psutil
 import torch
@@ -44,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="measured per contestant and round")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings other than the preset's")
     parser.add_argument("--contestant", choices=(*CONTESTANTS, "profile"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contestant:
@@ -63,6 +69,7 @@ def in_process(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """Run one contestant in a fresh process and return what it printed."""
     words = [sys.executable, __file__, "--contestant", name, "--env", args.env, "--device", args.device]
     words += ["--num-envs", str(args.num_envs), "--num-steps", str(args.num_steps), "--seconds", str(args.seconds)]
+    words += ["--set", *args.set]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -98,11 +105,13 @@ def make_trainer(args: argparse.Namespace, algorithm: str) -> Any:
     from acktr.agents.presets import resolve
     from acktr.agents.reporting import Reporter
     from acktr.agents.runs import build_policy, choose_device, make_environment, set_threads
+    from acktr.agents.settings import convert
     from acktr.agents.streams import Streams
     from acktr.agents.trainer import Trainer
 
     overrides = {"env": args.env, "algorithm": algorithm, "num_envs": args.num_envs, "num_steps": args.num_steps}
-    settings = resolve({**overrides, "device": args.device}).settings()
+    changes = convert(dict(word.split("=", 1) for word in args.set), source="cli") if algorithm == "acktr" else {}
+    settings = resolve({**overrides, "device": args.device, **changes}).settings()
     environment = make_environment(settings)
     set_threads(0)
     device, _ = choose_device(settings, environment)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from acktr.kfac.products import product
 from acktr.kfac.solvers import damped_inverse, eigenbasis
 
 DampingMode = Literal["factored", "exact"]
@@ -75,15 +76,14 @@ class RunningAverage:
             decay: of the old value, in [0, 1).
         """
         usable = (weight > 0) & torch.isfinite(total.sum())
-        mean = torch.where(usable, total / weight, total.new_zeros(()))
+        total = torch.where(usable, total, 0.0)  # a NaN times a share of 0 would still be one
         fresh = (1 - decay) * usable.to(total.dtype)
         if self.value is None or self.mass is None:
-            self.value, self.mass = mean, fresh
-            return
-        kept = decay * self.mass
-        self.mass = kept + fresh
-        share = torch.where(self.mass > 0, fresh / self.mass, torch.zeros_like(fresh))
-        self.value.lerp_(mean, share)
+            self.value, self.mass = torch.zeros_like(total), torch.zeros_like(fresh)
+        self.mass = decay * self.mass + fresh
+        share = torch.where(usable, fresh / self.mass, 0.0)
+        # two passes over the value and no temporary: the widest factors are bound by memory
+        self.value.mul_(1 - share).addcmul_(total, torch.where(usable, share / weight, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         """Value and mass; empty before the first update."""
@@ -147,15 +147,16 @@ class KroneckerBlock:
         if self._left is None or self._right is None:
             return gradient
         if self._scales is None:
-            return self._left @ gradient @ self._right
-        rotated = self._left.transpose(-1, -2) @ gradient @ self._right
-        return self._left @ (rotated / (self._scales + damping)) @ self._right.transpose(-1, -2)
+            return product(product(self._left, gradient), self._right)
+        rotated = product(product(self._left.transpose(-1, -2), gradient), self._right)
+        rotated /= self._scales + damping
+        return product(product(self._left, rotated), self._right.transpose(-1, -2))
 
     def multiply(self, direction: Tensor) -> Tensor:
         """G V A for (b, o, i) with the running factors; V itself before any statistics."""
         if self.inputs.value is None or self.outputs.value is None:
             return direction
-        return self.outputs.value @ direction @ self.inputs.value
+        return product(product(self.outputs.value, direction), self.inputs.value)
 
     def to_dense(self) -> Tensor:
         """(b · o · i) square, block-diagonal over the groups."""

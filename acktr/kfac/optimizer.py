@@ -119,10 +119,11 @@ class KFAC(torch.optim.Optimizer):
         self.retry_count = 0
         self.stale_count = 0
         self.skipped: Tensor = zero.clone()
-        self.kl_predicted: Tensor = zero.clone()
+        self._kl_predicted: Tensor = zero.clone()
         self.scale: Tensor = zero.clone()
         self._momentum_mass: Tensor = zero.clone()
         self._applied: list[tuple[Tensor, Tensor]] = []
+        self._unmeasured: list[tuple[Unit, list[Tensor]]] = []
 
     # --- statistics --------------------------------------------------------------------------------------------
 
@@ -189,8 +190,8 @@ class KFAC(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Precondition, average, rescale and apply the gradients in `p.grad`.
 
-        A batch with a non-finite gradient moves nothing and is counted in `skipped`. After the step `kl_predicted`
-        holds `1/2 sᵀ F s` of the change s really applied (nats, 0-d) and `scale` the trust region's factor η / lr.
+        A batch with a non-finite gradient moves nothing and is counted in `skipped`. After the step `kl_predicted` is
+        the KL of the change really applied and `scale` the trust region's factor η / lr (0-d).
         """
         loss = None
         if closure is not None:
@@ -203,7 +204,8 @@ class KFAC(torch.optim.Optimizer):
     def _step(self) -> None:
         with record_function("kfac::inverses"):
             self._refresh_due()
-        self._applied = []
+        self._applied, self._unmeasured = [], []
+        self._kl_predicted = torch.zeros_like(self._kl_predicted)
         self.steps += 1
         active = [unit for unit in self.units if any(parameter.grad is not None for parameter in unit.parameters)]
         if not active:
@@ -226,6 +228,20 @@ class KFAC(torch.optim.Optimizer):
         else:
             self._apply(active, directions, usable, group_of)
 
+    @property
+    @torch.no_grad()
+    def kl_predicted(self) -> Tensor:
+        """`1/2 sᵀ F s` of the change s that the last step applied, F undamped: nats, 0-d.
+
+        With `compat="baselines"` no step needs this number, and it is computed when it is first read; read it before
+        the next `update_statistics`, or it speaks of the newer curvature.
+        """
+        if self._unmeasured:
+            terms = [_quadratic(unit, steps) for unit, steps in self._unmeasured]
+            self._kl_predicted = torch.stack(terms).sum() / 2
+            self._unmeasured = []
+        return self._kl_predicted
+
     @torch.no_grad()
     def contract(self, factor: Tensor) -> None:
         """Take back a part of the last step, so that `factor` times it remains.
@@ -236,11 +252,11 @@ class KFAC(torch.optim.Optimizer):
         Args:
             factor: 0-d, 0 to 1.
         """
+        self._kl_predicted = self.kl_predicted * factor.square()
         for parameter, change in self._applied:
             parameter.add_((change * (1 - factor)).to(parameter.dtype))
         self._applied = []
         self.scale = self.scale * factor
-        self.kl_predicted = self.kl_predicted * factor.square()
 
     def _apply(
         self, active: list[Unit], directions: list[list[Tensor]], usable: Tensor, group_of: dict[int, dict[str, Any]]
@@ -256,11 +272,10 @@ class KFAC(torch.optim.Optimizer):
             steps = []
             for parameter, direction in zip(unit.parameters, row, strict=True):
                 buffer = self._buffer(parameter)
-                buffer.mul_(kept).add_(direction * fresh)
+                buffer.mul_(kept).addcmul_(direction, fresh)
                 steps.append(buffer * (unbiased * group_of[id(parameter)]["lr"]))
             full_steps.append(steps)
-            matrix = unit.matrix(steps)
-            quadratic += (matrix * unit.block.multiply(matrix)).sum()
+            quadratic += _quadratic(unit, steps)
         scale = trust_region_scale(quadratic, self.param_groups[0]["max_kl"])
         applied = torch.where(usable & torch.isfinite(quadratic), scale, 0.0)
         for unit, steps in zip(active, full_steps, strict=True):
@@ -268,7 +283,7 @@ class KFAC(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._move(parameter, torch.where(applied > 0, change * applied, 0.0))
         self.scale = applied
-        self.kl_predicted = torch.where(applied > 0, applied.square() * quadratic / 2, 0.0)
+        self._kl_predicted = torch.where(applied > 0, applied.square() * quadratic / 2, 0.0)
 
     def _apply_baselines(
         self, active: list[Unit], directions: list[list[Tensor]], usable: Tensor, inner: Tensor
@@ -280,20 +295,17 @@ class KFAC(torch.optim.Optimizer):
             scale = baselines_scale(inner, lr, group["max_kl"])
         kept = torch.where(usable, momentum, 1.0).to(inner)
         applied = torch.where(usable, 1.0, 0.0).to(inner) * (lr * (1 - momentum))
-        quadratic = torch.zeros_like(inner)
         for unit, row in zip(active, directions, strict=True):
             steps = []
             for parameter, direction in zip(unit.parameters, row, strict=True):
                 buffer = self._buffer(parameter)
-                buffer.mul_(kept).add_(direction * scale)
+                buffer.mul_(kept).addcmul_(direction, scale)
                 change = buffer * applied
                 steps.append(change)
                 if parameter.grad is not None:
                     self._move(parameter, change)
-            matrix = unit.matrix(steps)
-            quadratic += (matrix * unit.block.multiply(matrix)).sum()
+            self._unmeasured.append((unit, steps))
         self.scale = torch.where(usable, scale, 0.0)
-        self.kl_predicted = quadratic / 2
 
     def _move(self, parameter: Tensor, change: Tensor) -> None:
         parameter.sub_(change.to(parameter.dtype))
@@ -372,6 +384,11 @@ def _calls_of(
     """The part of each backward pass that belongs to some modules, without the passes that do not reach them."""
     own = [[pair for pair in gradients if any(pair[0].module is module for module in modules)] for gradients in passes]
     return [gradients for gradients in own if gradients]
+
+
+def _quadratic(unit: Unit, steps: list[Tensor]) -> Tensor:
+    matrix = unit.matrix(steps)
+    return (matrix * unit.block.multiply(matrix)).sum()
 
 
 def _grad(parameter: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from acktr.kfac.products import product
+
 FactorKind = Literal["expand", "reduce"]
 
 
@@ -120,6 +122,10 @@ def second_moment(rows: Tensor, weights: Tensor | None, *, homogeneous: bool) ->
         (b, i, i), or (b, i + 1, i + 1) with `homogeneous`.
     """
     positions = rows.shape[1]
+    if homogeneous and rows.shape[0] * positions < rows.shape[-1]:
+        # few rows: widening them costs less than widening the result
+        ones = rows.new_ones(()).expand(*rows.shape[:-1], 1)
+        return _gram(weighted_rows(torch.cat((rows, ones), dim=-1), weights))
     rows = weighted_rows(rows, weights)
     moment = _gram(rows)
     if not homogeneous:
@@ -184,8 +190,8 @@ def per_example_gradients(losses: Tensor, parameter: Tensor) -> Tensor | None:
 
 def _gram(rows: Tensor) -> Tensor:
     if rows.shape[2] == 1:  # one plain matrix product is faster than a batched one
-        flat = rows.reshape(-1, rows.shape[-1])
-        return (flat.T @ flat).unsqueeze(0)
+        flat = rows.reshape(1, -1, rows.shape[-1])
+        return product(flat.transpose(1, 2), flat)
     flat = rows.flatten(0, 1).transpose(0, 1)  # (b, N T, i)
     return flat.transpose(1, 2) @ flat
 

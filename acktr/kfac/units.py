@@ -118,7 +118,7 @@ class KroneckerUnit(Unit):
                 for part, rows in self._rows(call, thinning)
             ]
             total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]
-        self.block.inputs.update(total / positions, total_weight(examples, weights, total), decay)
+        self.block.inputs.update(total, total_weight(examples, weights, total) * positions, decay)
 
     def _rows(self, call: Call, thinning: Thinning) -> Iterator[tuple[slice, Tensor]]:
         return input_rows(_affine(call), call.checked_inputs().to(self.block.dtype), thinning)

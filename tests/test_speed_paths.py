@@ -1,0 +1,80 @@
+"""Ways that are taken for their speed alone give the results of the plain ones."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from acktr.kfac import products
+from acktr.kfac.blocks import RunningAverage
+from acktr.kfac.products import product
+from acktr.kfac.statistics import second_moment
+
+
+@pytest.mark.parametrize("left_transposed", [False, True])
+@pytest.mark.parametrize("right_transposed", [False, True])
+def test_product_equals_the_matrix_product_in_float32_for_every_layout(
+    left_transposed: bool, right_transposed: bool
+) -> None:
+    left = torch.randn((1, 70, 90) if left_transposed else (1, 90, 70), dtype=torch.float32)
+    right = torch.randn((1, 80, 70) if right_transposed else (1, 70, 80), dtype=torch.float32)
+    left = left.transpose(1, 2) if left_transposed else left
+    right = right.transpose(1, 2) if right_transposed else right
+    assert left.shape[1] * left.shape[2] * right.shape[2] > products._SMALLEST
+    with torch.no_grad():
+        found = product(left, right)
+    # float32 sums of 70 terms: a kernel that rounds its inputs to bfloat16 is a hundred times further off
+    torch.testing.assert_close(found.double(), left.double() @ right.double(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_product_keeps_float64_and_groups(groups: int) -> None:
+    left, right = torch.randn(groups, 64, 48, dtype=torch.float64), torch.randn(groups, 48, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(product(left, right), left @ right)
+
+
+def test_product_keeps_the_graph_where_one_is_wanted() -> None:
+    left = torch.randn(1, 64, 64, dtype=torch.float32, requires_grad=True)
+    product(left, left).sum().backward()
+    assert left.grad is not None
+
+
+def test_a_bias_column_is_the_same_whether_rows_or_the_result_are_widened() -> None:
+    rows, weights = torch.randn(6, 1, 1, 5, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+    weights[2] = 0
+    many = second_moment(rows, weights, homogeneous=True)  # 6 rows of 5: the result is widened
+    split = [second_moment(rows[i : i + 3], weights[i : i + 3], homogeneous=True) for i in (0, 3)]  # 3 rows: they are
+    torch.testing.assert_close(split[0] + split[1], many, rtol=0, atol=1e-12)
+
+
+def test_running_average_in_place_equals_the_debiased_weighted_mean() -> None:
+    average, decay = RunningAverage(), 0.9
+    totals = [torch.randn(4, 4, dtype=torch.float64) for _ in range(5)]
+    counts = [torch.tensor(float(n), dtype=torch.float64) for n in (3, 0, 8, 2, 5)]
+    totals[3][1, 1] = torch.nan  # neither the empty batch nor this one counts
+    for total, count in zip(totals, counts, strict=True):
+        average.update(total, count, decay)
+    shares = torch.tensor([decay**4, 0, decay**2, 0, 1], dtype=torch.float64)
+    kept = (0, 2, 4)
+    wanted = torch.stack([shares[k] * totals[k] / counts[k] for k in kept]).sum(0) / shares.sum()
+    assert average.value is not None
+    torch.testing.assert_close(average.value, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_the_command_line_lets_idle_threads_sleep_before_torch_is_loaded(chosen: str | None) -> None:
+    code = (
+        "import os, sys\n"
+        "from acktr import process\n"
+        "process.tune()\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(os.environ['OMP_WAIT_POLICY'])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    if chosen is not None:
+        environment["OMP_WAIT_POLICY"] = chosen
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (chosen or "PASSIVE")

@@ -5,45 +5,11 @@ This module imports no torch, so that `acktr --help` and `acktr presets` answer 
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
+from acktr.agents.setting_fields import check, converted_value, setting, values_taken
 from acktr.errors import UserError
-
-
-def setting(
-    default: Any,
-    meaning: str,
-    *,
-    typical: str,
-    origin: str,
-    low: float | None = None,
-    high: float | None = None,
-    low_open: bool = False,
-) -> Any:
-    """Declare one setting: its default, what it means, its typical range and where the default comes from.
-
-    Args:
-        default: value used when no preset, flag or keyword gives one.
-        meaning: one sentence, shown by `acktr train --help`.
-        typical: the range people use.
-        origin: where the default comes from: a paper, a published code, or an experiment of this project.
-        low: smallest value accepted (exclusive with `low_open`).
-        high: largest value accepted.
-        low_open: whether `low` itself is refused.
-    """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "meaning": meaning,
-            "typical": typical,
-            "origin": origin,
-            "low": low,
-            "high": high,
-            "low_open": low_open,
-        },
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -316,7 +282,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            check(field, getattr(self, field.name))
         if self.env == "":
             raise UserError("setting 'env' is empty: name an environment, for example --env CartPole-v1")
         if len(self.conv_channels) != 3:
@@ -362,7 +328,7 @@ def convert(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise UserError(f"{source}: no setting is called '{name}'{hint}")
         try:
-            converted[name] = _convert_value(FIELDS[name].type, value)
+            converted[name] = converted_value(FIELDS[name].type, value)
         except (TypeError, ValueError):
             raise UserError(f"{source}: setting '{name}' takes {takes(name)}, got {value!r}") from None
     return converted
@@ -370,83 +336,4 @@ def convert(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
 
 def takes(name: str) -> str:
     """Say in words which values the setting `name` takes, for help texts and error messages."""
-    field = FIELDS[name]
-    kind: Any = field.type
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    text = "whole numbers" if get_origin(kind) is tuple else words[kind]
-    low, high = field.metadata["low"], field.metadata["high"]
-    if low is not None:
-        text += f" above {low:g}" if field.metadata["low_open"] else f" of at least {low:g}"
-    if high is not None:
-        text += f"{' and' if low is not None else ''} at most {high:g}"
-    return text
-
-
-def _convert_value(kind: Any, value: Any) -> Any:
-    origin = get_origin(kind)
-    if origin is Literal:
-        if isinstance(value, bool):  # YAML 1.1 reads a bare `none`-like word such as `no` as False
-            raise ValueError
-        if str(value) not in get_args(kind):
-            raise ValueError
-        return str(value)
-    if origin is tuple:
-        if isinstance(value, str):
-            value = value.replace(",", " ").split()
-        parts = value if isinstance(value, list | tuple) else [value]
-        return tuple(_convert_value(int, part) for part in parts)
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-        if str(value).lower() not in words:
-            raise ValueError
-        return words[str(value).lower()]
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError
-    if kind is int:
-        return _to_int(value)
-    if kind is float:
-        return float(value)
-    return str(value)
-
-
-def _to_int(value: int | float | str) -> int:
-    if isinstance(value, int):
-        return value
-    try:
-        return int(value) if isinstance(value, str) else _to_int(repr(value))
-    except ValueError:  # not digits alone: `1e6` and `20.0` are whole numbers too
-        number = float(value)
-        if not number.is_integer():
-            raise
-        return int(number)
-
-
-def _check(field: "dataclasses.Field[Any]", value: Any) -> None:
-    kind: Any = field.type
-    message = f"setting '{field.name}' takes {takes(field.name)}, got {value!r}"
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise UserError(message)
-        return
-    if get_origin(kind) is tuple:
-        if not isinstance(value, tuple) or not value:
-            raise UserError(message)
-        numbers: tuple[Any, ...] = value
-    else:
-        numbers = (value,)
-    expected = int if get_origin(kind) is tuple else kind
-    for number in numbers:
-        accepted = (int, float) if expected is float else expected
-        if not isinstance(number, accepted) or (isinstance(number, bool) and expected is not bool):
-            raise UserError(message)
-        if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(message)
-        low, high = field.metadata["low"], field.metadata["high"]
-        if low is not None and (number < low or (field.metadata["low_open"] and number == low)):
-            raise UserError(message)
-        if high is not None and number > high:
-            raise UserError(message)
+    return values_taken(FIELDS[name])

@@ -169,7 +169,7 @@ class ACKTRUpdater:
     def _measure(self, part: Outputs, batch: Batch, weights: Tensor | None, sigma: Tensor | float) -> dict[str, Tensor]:
         """The KL that the step really made, on the rows of the first part."""
         after, values = self.policy(batch.observations[part.rows])
-        policy = mean_kl(part.distribution, after, weights)
+        policy = mean_kl(part.distribution, after, weights).to(values)
         if self.critic is not None:
             return {"kl_measured": policy, "kl_policy": policy}
         moved = ((values - part.values) / sigma).square() / 2

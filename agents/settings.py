@@ -99,8 +99,8 @@ class Settings:
     )
     shared_trunk: bool = setting(
         False,
-        "Policy and value share their torso (always so for nature unless set otherwise).",
-        typical="true on Atari",
+        "Policy and value share their torso.",
+        typical="true on frames",
         origin="Wu et al. 2017",
     )
     policy_gain: float = setting(

@@ -212,6 +212,21 @@ def test_exact_factored_and_dense_forms_agree_for_one_linear_layer_and_one_examp
     assert measured == pytest.approx(exact, rel=0.01)
 
 
+@pytest.mark.parametrize("shift", [1e-3, 1e-5])
+def test_a_tiny_kl_between_float32_distributions_is_no_rounding(shift: float) -> None:
+    logits = torch.randn(50, 6, dtype=torch.float32)
+    moved = logits.clone()
+    moved[:, 0] += shift
+    truth = float(mean_kl(Categorical(logits=logits.double()), Categorical(logits=moved.double())))
+    found = mean_kl(Categorical(logits=logits), Categorical(logits=moved))
+    # the normalisation in float32 costs 6e-8 per logit, against a shift of 1e-5
+    assert float(found) == pytest.approx(truth, rel=0.05)
+    mean, scale = torch.randn(50, 3, dtype=torch.float32), torch.full((50, 3), 0.7, dtype=torch.float32)
+    before, after = Independent(Normal(mean, scale), 1), Independent(Normal(mean + shift, scale), 1)
+    exact = float(((after.mean.double() - before.mean.double()) / 0.7).square().sum(1).mean() / 2)
+    assert float(mean_kl(before, after)) == pytest.approx(exact, rel=1e-5)
+
+
 def test_weighted_statistics_equal_those_of_repeated_rows() -> None:
     model = mlp()
     inputs = torch.randn(4, 3)

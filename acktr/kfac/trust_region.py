@@ -41,12 +41,18 @@ def mean_kl(
 ) -> Tensor:
     """Mean KL(before || after) over the examples, in nats, 0-d.
 
+    Categorical and Normal distributions are compared in float64: between float32 log-probabilities a KL below 1e-7
+    drowns in rounding, and may come out negative.
+
     Args:
         before: batch of N distributions.
         after: batch of N distributions of the same type.
         weights: (N,) non-negative weights of the examples, or None.
+
+    Returns:
+        0-d; float64 for Categorical and Normal, else the distributions' own dtype.
     """
-    divergence = distributions.kl_divergence(before, after)
+    divergence = distributions.kl_divergence(_double(before), _double(after))
     return weighted_mean(divergence if divergence.dim() == 1 else divergence.flatten(1).sum(1), weights)
 
 
@@ -56,3 +62,14 @@ def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
         return values.mean()
     kept = torch.where(weights > 0, values, values.new_zeros(()))
     return (kept * weights).sum() / weights.sum().clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def _double(distribution: distributions.Distribution) -> distributions.Distribution:
+    if isinstance(distribution, distributions.Independent):
+        inner = _double(distribution.base_dist)
+        return distributions.Independent(inner, distribution.reinterpreted_batch_ndims, validate_args=False)
+    if isinstance(distribution, distributions.Categorical) and distribution.logits.device.type != "mps":
+        return distributions.Categorical(logits=distribution.logits.double(), validate_args=False)
+    if isinstance(distribution, distributions.Normal) and distribution.loc.device.type != "mps":
+        return distributions.Normal(distribution.loc.double(), distribution.scale.double(), validate_args=False)
+    return distribution

@@ -22,6 +22,7 @@ from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
 from acktr.agents.updates import UpdateReport, load_optimizer_state, optimizer_state, scheduled
+from acktr.errors import UserError
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, mean_kl, weighted_mean
 
 SIGMA_DECAY = 0.95
@@ -221,6 +222,13 @@ class ACKTRUpdater:
 
 
 def _kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: float) -> KFAC:
+    try:
+        return _build_kfac(model, settings, lr=lr, max_kl=max_kl)
+    except ValueError as error:
+        raise UserError(f"{error}; or train with --algorithm a2c") from None
+
+
+def _build_kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: float) -> KFAC:
     return KFAC(
         model,
         lr=lr,

@@ -15,7 +15,14 @@ from acktr.agents import checkpoint
 from acktr.agents.presets import resolve
 from acktr.agents.reporting import Reporter
 from acktr.agents.run_folder import RunFolder
-from acktr.agents.runs import build_policy, choose_device, is_convolutional, make_environment, set_threads
+from acktr.agents.runs import (
+    build_policy,
+    build_updater,
+    choose_device,
+    is_convolutional,
+    make_environment,
+    set_threads,
+)
 from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
@@ -74,9 +81,12 @@ class Agent:
         streams = Streams(settings.seed, device)
         streams.seed_globals()
         policy = build_policy(settings, environment, device, torso=torso)
+        updater = build_updater(settings, policy, streams)
         folder = None if run_dir is None else RunFolder.create(settings, Path(run_dir))
         reporter = Reporter(folder, settings, console=verbose)
-        self._trainer = Trainer(settings, environment, policy, streams=streams, reporter=reporter, folder=folder)
+        self._trainer = Trainer(
+            settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
+        )
 
     @property
     def policy(self) -> nn.Module:

@@ -11,6 +11,8 @@ from types import FrameType
 import torch
 from torch import nn
 
+from acktr.agents.a2c import A2CUpdater
+from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.plots import plot
 from acktr.agents.policy import ActorCritic
 from acktr.agents.reporting import Reporter
@@ -18,6 +20,7 @@ from acktr.agents.run_folder import RunFolder
 from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
+from acktr.agents.updates import Updater
 from acktr.envs.cpus import usable_cpus
 from acktr.envs.make import EnvironmentLike, make_vec
 from acktr.envs.vector import VectorEnvironment
@@ -49,11 +52,14 @@ def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()
         streams = Streams(settings.seed, device)
         streams.seed_globals()
         policy = build_policy(settings, environment, device)
+        updater = build_updater(settings, policy, streams)
         folder = RunFolder.create(settings, run_dir)
         with Reporter(folder, settings) as reporter:
             for note in (*notes, reason, f"run folder: {folder.path}"):
                 reporter.message(note)
-            trainer = Trainer(settings, environment, policy, streams=streams, reporter=reporter, folder=folder)
+            trainer = Trainer(
+                settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
+            )
             _train_to_the_end(trainer, folder)
     finally:
         environment.close()
@@ -95,11 +101,14 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
         streams = Streams(settings.seed, chosen)
         streams.seed_globals()
         policy = build_policy(settings, environment, chosen)
+        updater = build_updater(settings, policy, streams)
         if changes:
             folder.write_settings(settings)
         folder.record_start()
         with Reporter(folder, settings, resume_at=done) as reporter:
-            trainer = Trainer(settings, environment, policy, streams=streams, reporter=reporter, folder=folder)
+            trainer = Trainer(
+                settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
+            )
             reporter.message(reason)
             if state is None:
                 reporter.message("no checkpoint was written before the interruption: starting from the beginning")
@@ -137,6 +146,17 @@ def build_policy(
     """A fresh policy for the environment's spaces, on the device."""
     policy = ActorCritic(environment.observation_space, environment.action_space, settings, torso=torso)
     return policy.to(device)
+
+
+def build_updater(settings: Settings, policy: ActorCritic, streams: Streams) -> Updater:
+    """The algorithm that the settings name, for that policy.
+
+    Raises:
+        UserError: the policy has a layer too wide for a Kronecker factor.
+    """
+    if settings.algorithm == "acktr":
+        return ACKTRUpdater(policy, settings, streams.fisher)
+    return A2CUpdater(policy, settings)
 
 
 def choose_device(settings: Settings, environment: VectorEnvironment) -> tuple[torch.device, str]:

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
 
-from acktr.agents.a2c import A2CUpdater
-from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.policy import ActorCritic
 from acktr.agents.reporting import Reporter
 from acktr.agents.rollout import Batch, Rollout
@@ -37,6 +35,7 @@ class Trainer:
         settings: the run's settings, resolved.
         environment: N environments; `num_envs` of the settings must be N.
         policy: the network to train, on its device.
+        updater: the algorithm that changes its parameters.
         streams: the run's random streams.
         reporter: where progress goes.
         folder: where checkpoints go; None keeps none.
@@ -48,6 +47,7 @@ class Trainer:
         environment: VectorEnvironment,
         policy: ActorCritic,
         *,
+        updater: Updater,
         streams: Streams,
         reporter: Reporter,
         folder: RunFolder | None,
@@ -59,11 +59,7 @@ class Trainer:
         self.reporter = reporter
         self.folder = folder
         self.device = next(policy.parameters()).device
-        self.updater: Updater = (
-            ACKTRUpdater(policy, settings, streams.fisher)
-            if settings.algorithm == "acktr"
-            else A2CUpdater(policy, settings)
-        )
+        self.updater = updater
         self.rollout = Rollout(
             num_steps=settings.num_steps,
             num_envs=environment.num_envs,

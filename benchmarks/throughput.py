@@ -104,7 +104,7 @@ def make_trainer(args: argparse.Namespace, algorithm: str) -> Any:
     """A trainer with the preset as shipped and no run folder."""
     from acktr.agents.presets import resolve
     from acktr.agents.reporting import Reporter
-    from acktr.agents.runs import build_policy, choose_device, make_environment, set_threads
+    from acktr.agents.runs import build_policy, build_updater, choose_device, make_environment, set_threads
     from acktr.agents.settings import convert
     from acktr.agents.streams import Streams
     from acktr.agents.trainer import Trainer
@@ -119,7 +119,8 @@ def make_trainer(args: argparse.Namespace, algorithm: str) -> Any:
     streams.seed_globals()
     policy = build_policy(settings, environment, device)
     reporter = Reporter(None, settings, console=False)
-    trainer = Trainer(settings, environment, policy, streams=streams, reporter=reporter, folder=None)
+    updater = build_updater(settings, policy, streams)
+    trainer = Trainer(settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=None)
     trainer._restart_environments()
     return trainer
 

@@ -218,6 +218,7 @@ def test_a_preset_file_may_stand_for_all_flags(tmp_path: Path, monkeypatch: pyte
         (["--env", "CartPole-v1", "--num-envs", "1.5"], "--num-envs: setting 'num_envs' takes a whole number"),
         (["--env", "CartPole-v1", "--algorithm", "ppo"], "takes one of acktr, a2c, got 'ppo'"),
         (["--env", "CartPole-v1", "--preset", "atri"], "nearest presets: atari"),
+        (["--env", "ALE/Pong-v5", "--network", "mlp"], "a curvature factor of 28225 x 28225"),
     ],
 )
 def test_bad_input_to_train_is_one_line_and_leaves_nothing_behind(

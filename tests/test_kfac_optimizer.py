@@ -388,6 +388,16 @@ def test_settings_out_of_range_are_refused_by_name(options: dict[str, Any]) -> N
         KFAC(classifier(), **options)
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(16384, 2), nn.Linear(2, 16385)])
+def test_a_layer_too_wide_to_factor_is_refused_before_memory_is_taken(layer: nn.Module) -> None:
+    with pytest.raises(ValueError, match="layer 0 would need a curvature factor of 16385 x 16385"):
+        KFAC(nn.Sequential(layer))
+
+
+def test_the_width_of_a_frozen_layer_does_not_matter() -> None:
+    KFAC(nn.Sequential(nn.Linear(16384, 2).requires_grad_(False), nn.Linear(2, 2)))
+
+
 def test_statistics_without_a_captured_forward_pass_are_an_error() -> None:
     model = classifier()
     optimizer = KFAC(model)

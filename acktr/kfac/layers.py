@@ -26,6 +26,12 @@ class ParameterMap:
     bias: Tensor | None
     groups: int
 
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:
+        """(b, o, i), with the bias's column where it is joint."""
+        outputs = self.weight.shape[0] // self.groups
+        return self.groups, outputs, self.weight[0].numel() + (self.bias is not None)
+
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Arrange tensors shaped like the weight and the bias as (b, o, i), the bias as the last column."""
         rows = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)

@@ -66,7 +66,7 @@ class KFAC(torch.optim.Optimizer):
             momentum after it, so that published settings carry over. Needs damping_mode "exact".
 
     Raises:
-        ValueError: a setting out of range, or a model without trainable parameters.
+        ValueError: a setting out of range, a model without trainable parameters, or a layer too wide to factor.
     """
 
     def __init__(

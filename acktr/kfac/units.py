@@ -42,6 +42,8 @@ Gradients = Sequence[tuple[Call, Tensor]]
 
 EXACT_SIZE = 64
 """A standalone parameter of at most this many entries gets its exact block: a double backward per entry."""
+MAX_FACTOR = 16384
+"""Longest side of a Kronecker factor: one of this size takes 1 GiB in float32, and minutes to decompose on a CPU."""
 FULL_SIZE = 256
 """A bias or normalisation parameter of at most this many entries gets a full block, a longer one a diagonal."""
 
@@ -200,6 +202,9 @@ def build_units(
 
     Returns:
         The units in the order of the model's modules, and the names of the parameters that get their plain gradient.
+
+    Raises:
+        ValueError: a layer whose factor would be larger than `MAX_FACTOR`.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     users = _users(model)
@@ -270,6 +275,12 @@ def _kronecker(
         and all(module.bias is shared_bias for module in modules)
     )
     parameter_map = ParameterMap(weight=weight, bias=shared_bias if joint else None, groups=groups_of(modules[0]))
+    longest = max(parameter_map.matrix_shape[1:])
+    if longest > MAX_FACTOR:
+        raise ValueError(
+            f"layer {name} would need a curvature factor of {longest} x {longest}, above the largest of {MAX_FACTOR}; "
+            "make the layer narrower, put convolutions before it, or freeze it"
+        )
     return KroneckerUnit(
         name=name,
         parameters=(weight, shared_bias) if joint and shared_bias is not None else (weight,),

@@ -35,7 +35,7 @@ class A2CUpdater:
         self._skipped = torch.zeros((), device=parameters[0].device)
 
     def update(self, batch: Batch, *, progress: float) -> UpdateReport:
-        """Learn from one batch; one with a non-finite gradient changes no parameter by it and is counted."""
+        """Learn from one batch; one with a non-finite gradient counts as a gradient of 0, and is counted."""
         settings = self.settings
         lr = scheduled(settings.lr, settings.lr_schedule, progress)
         for group in self.optimizer.param_groups:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance
+from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance, learnt_advantages
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -116,7 +116,9 @@ class ACKTRUpdater:
         offset = self._rotation % parts
         self._rotation += 1
         index = torch.arange(rows, device=batch.observations.device)
-        chosen, rest = index[offset::parts], index[index % parts != offset]
+        # every environment takes part, at every so many of its steps: neighbouring frames say much the same
+        diagonal = (index + index // batch.num_envs) % parts
+        chosen, rest = index[diagonal == offset], index[diagonal != offset]
         with self._capture():
             distribution, values = self.policy(batch.observations[chosen])
         others, other_values = self.policy(batch.observations[rest])
@@ -143,8 +145,9 @@ class ACKTRUpdater:
         if settings.fisher == "empirical":
             log_probs = part.distribution.log_prob(batch.actions[part.rows])
             residuals = (part.values - batch.returns[part.rows]) / sigma
+            advantages = learnt_advantages(batch, normalize=settings.normalize_advantages)
             return (
-                EmpiricalFisher(example_losses=-log_probs * batch.advantages[part.rows]),
+                EmpiricalFisher(example_losses=-log_probs * advantages[part.rows]),
                 EmpiricalFisher(example_losses=residuals.square() / 2),
             )
         # the rollout's own actions are draws from the policy that is being differentiated
@@ -177,13 +180,18 @@ class ACKTRUpdater:
         return {"kl_measured": policy + weighted_mean(moved, weights), "kl_policy": policy}
 
     def _control(self, measured: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Shorten the step where its measured KL exceeds `max_kl`, taking the KL as quadratic in the step's length."""
+        """Shorten the step where its measured KL exceeds `max_kl`, taking the KL as quadratic in the step's length.
+
+        The KL returned for a shortened step is that quadratic estimate.
+        """
         kl = measured["kl_measured"]
         limit = self.optimizer.param_groups[0]["max_kl"]
         factor = (limit / kl.clamp(min=limit)).sqrt()
         # a step whose KL is not finite is taken back altogether
         self.optimizer.contract(torch.where(torch.isfinite(kl), factor, 0.0))
-        return {name: value * factor.square() for name, value in measured.items()}
+        return {
+            name: torch.where(torch.isfinite(value), value * factor.square(), 0.0) for name, value in measured.items()
+        }
 
     def learning_rate(self) -> float:
         """The learning rate of the last update."""

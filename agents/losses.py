@@ -53,7 +53,7 @@ def actor_critic_losses(outputs: list[Outputs], batch: Batch, *, normalize_advan
         batch: the rollout.
         normalize_advantages: give the advantages mean 0 and deviation 1 over the valid rows.
     """
-    advantages = standardise(batch.advantages, batch.weights) if normalize_advantages else batch.advantages
+    advantages = learnt_advantages(batch, normalize=normalize_advantages)
     policy, value, entropy, weights = [], [], [], []
     for part in outputs:
         policy.append(-part.distribution.log_prob(batch.actions[part.rows]) * advantages[part.rows])
@@ -69,6 +69,11 @@ def actor_critic_losses(outputs: list[Outputs], batch: Batch, *, normalize_advan
     )
 
 
+def learnt_advantages(batch: Batch, *, normalize: bool) -> Tensor:
+    """The advantages (M,) that the policy learns from: as they are, or with mean 0 and deviation 1."""
+    return standardise(batch.advantages, batch.weights) if normalize else batch.advantages
+
+
 def standardise(values: Tensor, weights: Tensor | None) -> Tensor:
     """Mean 0 and deviation 1 over the rows of positive weight; (M,) to (M,)."""
     mean = weighted_mean(values, weights)
@@ -77,8 +82,11 @@ def standardise(values: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, weights: Tensor | None) -> Tensor:
-    """`1 - Var(R - V) / Var(R)` over the valid rows, 0-d; 1 is a perfect critic, 0 no better than a constant."""
+    """`1 - Var(R - V) / Var(R)` over the valid rows, 0-d; 1 is a perfect critic, 0 no better than a constant.
+
+    Of equal returns it is 1 when the residuals are equal too, else 0, as in scikit-learn.
+    """
     residual = returns - values
     unexplained = weighted_mean((residual - weighted_mean(residual, weights)).square(), weights)
     total = weighted_mean((returns - weighted_mean(returns, weights)).square(), weights)
-    return 1 - unexplained / total
+    return torch.where(total > 0, 1 - unexplained / total, (unexplained <= 0).to(total))

@@ -24,6 +24,7 @@ class Batch:
         returns: (M,) value targets.
         weights: (M,) with 0 for rows that are no real transition, or None when all rows are real.
         valid_rows: number of real transitions.
+        num_envs: N.
     """
 
     observations: Tensor
@@ -32,6 +33,7 @@ class Batch:
     returns: Tensor
     weights: Tensor | None
     valid_rows: int
+    num_envs: int
 
 
 class Rollout:
@@ -115,16 +117,32 @@ class Rollout:
             gamma=gamma,
             gae_lambda=gae_lambda,
         )
-        valid_rows = int(self._valid.sum())
-        everything = valid_rows == self._valid.size
-        return Batch(
+        batch = Batch(
             observations=self.observations[:-1].flatten(0, 1),
             actions=torch.stack(self._actions).flatten(0, 1),
             advantages=advantages.flatten(),
             returns=(advantages + self.values[:-1]).flatten(),
-            weights=None if everything else torch.from_numpy(self._valid).to(device, torch.float32).flatten(),
-            valid_rows=valid_rows,
+            weights=None,
+            valid_rows=int(self._valid.sum()),
+            num_envs=self._valid.shape[1],
         )
+        if batch.valid_rows == self._valid.size:
+            return batch
+        return _without_invalid_rows(batch, torch.from_numpy(self._valid).to(device).flatten())
+
+
+def _without_invalid_rows(batch: Batch, valid: Tensor) -> Batch:
+    """The batch with weights; what rows of weight 0 hold becomes 0, since 0 times a NaN is one in a backward pass."""
+    observations = batch.observations
+    if observations.is_floating_point():
+        observations = torch.where(valid.reshape(-1, *[1] * (observations.dim() - 1)), observations, 0.0)
+    return dataclasses.replace(
+        batch,
+        observations=observations,
+        advantages=torch.where(valid, batch.advantages, 0.0),
+        returns=torch.where(valid, batch.returns, 0.0),
+        weights=valid.to(torch.float32),
+    )
 
 
 def _observation_dtype(space: gymnasium.Space[object]) -> torch.dtype:

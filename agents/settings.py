@@ -161,7 +161,7 @@ class Settings:
     )
     step_control: Literal["predicted", "measured"] = setting(
         "predicted",
-        "predicted: max_kl bounds K-FAC's estimate; measured: the KL measured after a step bounds it too.",
+        "predicted: max_kl bounds K-FAC's estimate; measured: a step whose measured KL exceeds it is shortened too.",
         typical="measured",
         origin="this project",
     )

@@ -19,8 +19,8 @@ DampingMode = Literal["factored", "exact"]
 class Block(Protocol):
     """One block of the Fisher.
 
-    `quadratic` and `to_dense` speak of the running estimate without damping; `precondition` applies the inverse as of
-    the last refresh, and leaves its argument unchanged while there has been none.
+    `multiply` and `to_dense` speak of the running estimate without damping; `precondition` applies the inverse as of
+    the last refresh, and leaves its argument unchanged while there has been none. Without statistics F is the identity.
     """
 
     def refresh(self, damping: float) -> "RefreshReport":
@@ -60,7 +60,8 @@ class RunningAverage:
     """Exponential average that is unbiased from its first value: a weighted sum over the sum of its weights.
 
     A batch without any valid example, or with a non-finite statistic, has weight 0 and leaves the value as it is; this
-    is decided by tensor arithmetic, with no host read.
+    is decided by tensor arithmetic, with no host read. Until a batch counts, the value is the identity: a curvature of
+    0 would let the trust region pass any step.
     """
 
     def __init__(self) -> None:
@@ -71,7 +72,7 @@ class RunningAverage:
         """Add the batch's mean `total / weight`.
 
         Args:
-            total: sum over examples, any shape.
+            total: sum over examples, (b, n, n) for matrices or (d,) for a diagonal.
             weight: 0-d, the sum of the examples' weights.
             decay: of the old value, in [0, 1).
         """
@@ -79,7 +80,8 @@ class RunningAverage:
         total = torch.where(usable, total, 0.0)  # a NaN times a share of 0 would still be one
         fresh = (1 - decay) * usable.to(total.dtype)
         if self.value is None or self.mass is None:
-            self.value, self.mass = torch.zeros_like(total), torch.zeros_like(fresh)
+            identity = torch.ones_like(total) if total.dim() == 1 else torch.eye(total.shape[-1]).to(total)
+            self.value, self.mass = identity.expand_as(total).clone(), torch.zeros_like(fresh)
         self.mass = decay * self.mass + fresh
         share = torch.where(usable, fresh / self.mass, 0.0)
         # two passes over the value and no temporary: the widest factors are bound by memory
@@ -132,7 +134,7 @@ class KroneckerBlock:
             left, retries_g = damped_inverse(G, damping_g)
             if left is None or right is None:
                 return RefreshReport(retries=retries_a + retries_g, stale=True)
-            self._left, self._right = left, right
+            self._left, self._right, self._scales = left, right, None
             return RefreshReport(retries=retries_a + retries_g)
         basis_a, retries_a = eigenbasis(A)
         basis_g, retries_g = eigenbasis(G)
@@ -181,7 +183,14 @@ class KroneckerBlock:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: it holds inverses of the other damping mode.
+        """
+        if state["left"] is not None and (state["scales"] is None) != (self.mode == "factored"):
+            other = "exact" if self.mode == "factored" else "factored"
+            raise ValueError(f"this state was made with damping_mode '{other}', this optimizer has '{self.mode}'")
         self.inputs.load_state_dict(state["inputs"], self._like)
         self.outputs.load_state_dict(state["outputs"], self._like)
         self._left, self._right, self._scales = (
@@ -196,6 +205,11 @@ class FullBlock:
         self.moment = RunningAverage()  # (1, d, d)
         self._like = like
         self._inverse: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the statistics."""
+        return self._like.dtype
 
     def update(self, gradients: Tensor, weight: Tensor, decay: float) -> None:
         """Add a batch.
@@ -247,6 +261,11 @@ class DiagonalBlock:
     def __init__(self, like: Tensor) -> None:
         self.moment = RunningAverage()  # (d,)
         self._like = like
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the statistics."""
+        return self._like.dtype
 
     def update(self, gradients: Tensor, weight: Tensor, decay: float) -> None:
         """Add a batch of (rows, d) per-example gradients, as `FullBlock.update`."""

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -54,16 +55,27 @@ class Recorder:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
+        self._open = False
         self.calls: list[Call] = []
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Record every call of the modules made inside the context that can receive a gradient."""
-        self.calls = []
+        """Record every call of the modules made inside the context that can receive a gradient.
+
+        Raises:
+            RuntimeError: it is open already; each call would count twice.
+        """
+        if self._open:
+            raise RuntimeError("capture() is open already: leave it before the next one")
+        self._open, self.calls = True, []
         handles = [module.register_forward_hook(self._record, with_kwargs=True) for module in self._modules]
         try:
             yield
+        except BaseException:
+            self.calls = []  # half a forward pass, with its graph
+            raise
         finally:
+            self._open = False
             for handle in handles:
                 handle.remove()
 
@@ -85,6 +97,43 @@ class Recorder:
                 output_shape=tuple(output.shape),
             )
         )
+
+
+def backward_passes(losses: Tensor, calls: Sequence[Call]) -> list[list[tuple[Call, Tensor]]]:
+    """Gradients of each row of per-example losses at the captured outputs that it reaches.
+
+    Args:
+        losses: (C, N) with their graph, which is kept.
+        calls: captured calls.
+
+    Returns:
+        For each of the C rows its calls, each with a gradient shaped like its output.
+
+    Raises:
+        RuntimeError: the losses carry no graph.
+    """
+    if not losses.requires_grad:
+        raise RuntimeError("the metric's losses carry no graph: compute them with gradients enabled")
+    edges = [call.edge for call in calls]
+    passes = []
+    for row in losses:
+        found = torch.autograd.grad(row.sum(), edges, retain_graph=True, allow_unused=True)
+        passes.append(
+            [
+                (call, gradient.reshape(call.output_shape))
+                for call, gradient in zip(calls, found, strict=True)
+                if gradient is not None
+            ]
+        )
+    return passes
+
+
+def calls_of(
+    modules: Sequence[nn.Module], passes: Sequence[Sequence[tuple[Call, Tensor]]]
+) -> list[list[tuple[Call, Tensor]]]:
+    """The part of each backward pass that belongs to some modules, without the passes that do not reach them."""
+    own = [[pair for pair in gradients if any(pair[0].module is module for module in modules)] for gradients in passes]
+    return [gradients for gradients in own if gradients]
 
 
 def _source(output: Tensor) -> Tensor:

@@ -72,7 +72,14 @@ def input_rows(module: Affine, inputs: Tensor, thinning: Thinning = EVERY_POSITI
 
 
 def output_positions(module: Affine, inputs: Tensor, thinning: Thinning = EVERY_POSITION) -> int:
-    """Number of positions T at which the layer uses its weight on each example, of those that are taken."""
+    """Number of positions T at which the layer uses its weight on each example, of those that are taken.
+
+    Raises:
+        ValueError: the input has no axis of examples.
+    """
+    axes = 2 if isinstance(module, nn.Linear) else 4
+    if inputs.dim() < axes:
+        raise ValueError(f"{module} was called on a single example of shape {tuple(inputs.shape)}; K-FAC needs a batch")
     if isinstance(module, nn.Linear):
         return int(inputs[0].numel() // inputs.shape[-1])
     return _fitting(module, inputs, thinning).count(*_output_size(module, inputs))

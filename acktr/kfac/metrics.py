@@ -22,6 +22,11 @@ FisherKind = Literal["sampled", "exact"]
 class Metric(Protocol):
     """What `KFAC.update_statistics` takes: anything that gives per-example losses."""
 
+    @property
+    def summable(self) -> bool:
+        """Whether the single row of `losses` may be added to that of another metric and differentiated with it."""
+        ...
+
     def losses(self) -> Tensor:
         """Per-example losses (C, N) that estimate the metric; each of the C rows costs one backward pass."""
         ...
@@ -51,16 +56,30 @@ class Fisher:
     draw: Tensor | None = None
     generator: torch.Generator | None = None
 
+    @property
+    def summable(self) -> bool:
+        """Yes when sampled: the gradients of a draw have mean 0, so cross terms with other draws vanish."""
+        return self.kind == "sampled"
+
     def losses(self) -> Tensor:
         """(1, N) when sampled, (C, N) when exact."""
         if self.kind == "exact":
             return self.exact_losses()
         with torch.no_grad():
             outcome = sample(self.distribution, self.generator) if self.draw is None else self.draw
+        shape = self.distribution.batch_shape + self.distribution.event_shape
+        if outcome.shape != shape:
+            raise ValueError(f"draw takes outcomes of shape {tuple(shape)}, got {tuple(outcome.shape)}")
         return -_per_example(self.distribution.log_prob(outcome)).unsqueeze(0)
 
     def exact_losses(self) -> Tensor:
-        """(C, N): C outcomes of a Categorical, one column per Bernoulli, two per Gaussian dimension."""
+        """(C, N): C outcomes of a Categorical, one column per Bernoulli, two per Gaussian dimension.
+
+        Of a sampled metric whose distribution has no known closed form, (1, N): the sampled loss.
+
+        Raises:
+            TypeError: kind "exact" of such a distribution.
+        """
         base = self.distribution
         while isinstance(base, distributions.Independent):
             base = base.base_dist
@@ -74,6 +93,8 @@ class Fisher:
         if isinstance(base, distributions.Normal):
             mean, scale = base.loc, base.scale
             return _columns(torch.stack((mean / scale.detach(), 2**0.5 * scale.log()), dim=-1))
+        if self.kind == "sampled":
+            return self.losses()
         raise TypeError(
             f"no exact Fisher is known for {type(base).__name__}; use kind='sampled', or give a metric of your own"
         )
@@ -94,6 +115,15 @@ class GaussNewton:
     sigma: float | Tensor = 1.0
     kind: FisherKind = "sampled"
     generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sigma, float | int) and not self.sigma > 0:
+            raise ValueError(f"sigma takes a number above 0, got {self.sigma}")
+
+    @property
+    def summable(self) -> bool:
+        """Yes when sampled: the gradients of a draw have mean 0, so cross terms with other draws vanish."""
+        return self.kind == "sampled"
 
     def losses(self) -> Tensor:
         """(1, N) when sampled, (K, N) when exact."""
@@ -120,6 +150,11 @@ class EmpiricalFisher:
 
     example_losses: Tensor
 
+    @property
+    def summable(self) -> bool:
+        """Yes: the loss of several outputs is the sum of their losses, cross terms included."""
+        return True
+
     def losses(self) -> Tensor:
         """(1, N)."""
         return self.example_losses.unsqueeze(0)
@@ -132,17 +167,22 @@ class EmpiricalFisher:
 class Joint:
     """Metric of independent outputs, such as a policy and a value on one trunk (Wu et al. 2017, section 3.1).
 
-    Losses with one row each are summed into a single backward pass: independent draws make the cross terms vanish in
-    expectation. Otherwise the rows are listed one after another, with no cross terms at all.
+    Sampled losses are summed into a single backward pass: independent draws make the cross terms vanish in expectation.
+    Otherwise the rows are listed one after another, with no cross terms at all.
     """
 
     def __init__(self, *metrics: Metric) -> None:
         self.metrics = metrics
 
+    @property
+    def summable(self) -> bool:
+        """Whether every part is."""
+        return all(metric.summable for metric in self.metrics)
+
     def losses(self) -> Tensor:
-        """(1, N) when every part has one row, else (sum of rows, N)."""
+        """(1, N) when every part may be summed, else (sum of rows, N)."""
         parts = [metric.losses() for metric in self.metrics]
-        if all(part.shape[0] == 1 for part in parts):
+        if self.summable and all(part.shape[0] == 1 for part in parts):
             return torch.stack(parts).sum(0)
         return torch.cat(parts)
 

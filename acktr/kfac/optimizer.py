@@ -5,28 +5,31 @@ trust region η = min(lr, sqrt(2 max_kl / mᵀ F m)) with F undamped -> paramete
 """
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from acktr.kfac.blocks import DampingMode
-from acktr.kfac.capture import Call, Recorder
+from acktr.kfac.capture import Call, Recorder, backward_passes, calls_of
 from acktr.kfac.metrics import Metric
 from acktr.kfac.statistics import FactorKind, Thinning
+from acktr.kfac.step import AppliedStep, quadratic_form
 from acktr.kfac.trust_region import baselines_scale, trust_region_scale
 from acktr.kfac.units import (
     BiasMode,
     KroneckerUnit,
     ModuleUnit,
     StandaloneUnit,
-    Unit,
     build_units,
     recorded_modules,
 )
+
+Compat = Literal["none", "baselines"]
 
 WARMUP_REFRESHES = 5
 """Every inverse is refreshed at each of the first updates, while the running factors still move fast."""
@@ -51,8 +54,8 @@ class KFAC(torch.optim.Optimizer):
     Args:
         model: the network. Parameters without `requires_grad` are left alone.
         lr: largest step size η (0.03 to 1; Wu et al. use 0.25). In `param_groups`; torch's schedulers work on it.
-        max_kl: trust region δ in nats per step (1e-4 to 1e-2), or None for none. In `param_groups`.
-        momentum: decay μ of the averaged natural gradient (0 to 0.95). In `param_groups`.
+        max_kl: trust region δ in nats per step (1e-4 to 1e-2), or None for none. In the first of `param_groups`.
+        momentum: decay μ of the averaged natural gradient (0 to 0.95). In the first of `param_groups`.
         damping: λ added to each block (1e-3 to 0.1). In `param_groups`.
         damping_mode: "factored" (Cholesky, trace-norm π) or "exact" (eigenbasis). λ does not carry over between them.
         stat_decay: decay of the running factors (0.95 to 0.99).
@@ -66,7 +69,8 @@ class KFAC(torch.optim.Optimizer):
             momentum after it, so that published settings carry over. Needs damping_mode "exact".
 
     Raises:
-        ValueError: a setting out of range, a model without trainable parameters, or a layer too wide to factor.
+        ValueError: a setting out of range, a model without trainable parameters or with some of less than single
+            precision (use torch.autocast for those forward passes), or a layer too wide to factor.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class KFAC(torch.optim.Optimizer):
         position_stride: int = 1,
         bias: BiasMode = "joint",
         conv_factors: FactorKind = "expand",
-        compat: Literal["none", "baselines"] = "none",
+        compat: Compat = "none",
     ) -> None:
         _check_range("lr", lr, 0.0, None)
         _check_range("momentum", momentum, 0.0, 1.0, high_open=True)
@@ -95,10 +99,21 @@ class KFAC(torch.optim.Optimizer):
         _check_range("position_stride", position_stride, 1, None)
         if max_kl is not None and not max_kl > 0:
             raise ValueError(f"max_kl takes a number above 0, or None, got {max_kl}")
+        _check_choice("damping_mode", damping_mode, DampingMode)
+        _check_choice("bias", bias, BiasMode)
+        _check_choice("conv_factors", conv_factors, FactorKind)
+        _check_choice("compat", compat, Compat)
         if compat == "baselines" and damping_mode != "exact":
             raise ValueError("compat='baselines' needs damping_mode='exact', as in the published code")
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        coarse = {parameter.dtype for parameter in trainable} - {torch.float32, torch.float64}
+        if coarse:
+            raise ValueError(
+                f"parameters must be float32 or float64, the model has {', '.join(map(str, coarse))}; keep them so and "
+                "run the forward pass under torch.autocast"
+            )
         defaults = {"lr": lr, "max_kl": max_kl, "momentum": momentum, "damping": damping}
+        self._own = {id(parameter) for parameter in trainable}
         super().__init__(trainable, defaults)
         self.stat_decay = stat_decay
         self.stat_interval = stat_interval
@@ -112,18 +127,32 @@ class KFAC(torch.optim.Optimizer):
             )
         self._recorder = Recorder(recorded_modules(self.units))
         self._device = trainable[0].device
-        scalar_type = torch.promote_types(trainable[0].dtype, torch.float32)
-        zero = torch.zeros((), dtype=scalar_type, device=self._device)
+        zero = torch.zeros((), dtype=trainable[0].dtype, device=self._device)
         self.steps = 0
         self.refresh_count = 0
         self.retry_count = 0
         self.stale_count = 0
         self.skipped: Tensor = zero.clone()
-        self._kl_predicted: Tensor = zero.clone()
         self.scale: Tensor = zero.clone()
-        self._momentum_mass: Tensor = zero.clone()
-        self._applied: list[tuple[Tensor, Tensor]] = []
-        self._unmeasured: list[tuple[Unit, list[Tensor]]] = []
+        self._last = AppliedStep(zero)
+        # weight that the momentum of each unit holds, which it is unbiased by
+        self._momentum_mass: Tensor = zero.new_zeros(len(self.units))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Give some of the model's parameters, taken out of another group before, settings of their own.
+
+        Raises:
+            ValueError: a parameter from elsewhere, which would have no curvature.
+        """
+        super().add_param_group(param_group)
+        if any(id(parameter) not in self._own for parameter in self.param_groups[-1]["params"]):
+            del self.param_groups[-1]
+            raise ValueError("KFAC treats the parameters of its model; build a new one for a model with more of them")
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "KFAC belongs to its model; copy the model, build a KFAC for it and load this one's state_dict()"
+        )
 
     # --- statistics --------------------------------------------------------------------------------------------
 
@@ -134,7 +163,11 @@ class KFAC(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[None]:
-        """Record the forward passes made inside, for the next `update_statistics`; records nothing when none is due."""
+        """Record the forward passes made inside, for the next `update_statistics`; records nothing when none is due.
+
+        Raises:
+            RuntimeError: entered a second time before it was left.
+        """
         if not self.statistics_due:
             self._recorder.take()
             yield
@@ -152,27 +185,41 @@ class KFAC(torch.optim.Optimizer):
             weights: (N,) non-negative weights of the examples; a row of weight 0 has no influence whatever it holds.
 
         Raises:
-            RuntimeError: nothing was captured.
+            RuntimeError: nothing was captured, or the metric does not come from what was.
+            ValueError: a layer was called without an axis of examples.
         """
         if not self.statistics_due:
             return
         calls = self._recorder.take()
         standalone = [unit for unit in self.units if isinstance(unit, StandaloneUnit)]
         if not calls and not standalone:
-            raise RuntimeError("nothing was captured: run the forward pass inside `with optimizer.capture():`")
+            raise RuntimeError(
+                "nothing was captured: run the forward pass inside `with optimizer.capture():`, with gradients enabled"
+            )
+        with torch.autocast(self._device.type, enabled=False):
+            self._update_statistics(metric, weights, calls, standalone)
+
+    def _update_statistics(
+        self, metric: Metric, weights: Tensor | None, calls: list[Call], standalone: list[StandaloneUnit]
+    ) -> None:
+        losses = metric.losses()
+        if losses.shape[1] == 0:
+            return
         with record_function("kfac::sampled_backward"):
-            passes = _backward_passes(metric.losses(), calls) if calls else []
+            passes = backward_passes(losses, calls) if calls else []
+        if calls and not any(passes) and not standalone:
+            raise RuntimeError("the metric depends on no captured output: build it from the forward pass in capture()")
         thinning = Thinning.rotating(self.position_stride, self.steps // self.stat_interval)
         with torch.no_grad(), record_function("kfac::factors"):
             for unit in self.units:
                 if isinstance(unit, KroneckerUnit):
-                    own = _calls_of(unit.modules, passes)
+                    own = calls_of(unit.modules, passes)
                     reached = {id(call): call for gradients in own for call, _ in gradients}
                     if reached:
                         unit.update_inputs(list(reached.values()), weights, self.stat_decay, thinning)
                         unit.update_outputs(own, weights, self.stat_decay)
                 elif isinstance(unit, ModuleUnit):
-                    unit.update(_calls_of(unit.modules, passes), weights, self.stat_decay)
+                    unit.update(calls_of(unit.modules, passes), weights, self.stat_decay)
         if standalone:
             exact = metric.exact_losses()
             for exact_unit in standalone:
@@ -190,43 +237,51 @@ class KFAC(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Precondition, average, rescale and apply the gradients in `p.grad`.
 
-        A batch with a non-finite gradient moves nothing and is counted in `skipped`. After the step `kl_predicted` is
+        A batch with a non-finite gradient, or one so large that its step overflows, moves nothing, leaves the momentum
+        finite and is counted in `skipped`. After the step `kl_predicted` is
         the KL of the change really applied and `scale` the trust region's factor η / lr (0-d).
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with record_function("kfac::step"):
+        with record_function("kfac::step"), torch.autocast(self._device.type, enabled=False):
             self._step()
         return loss
 
     def _step(self) -> None:
         with record_function("kfac::inverses"):
             self._refresh_due()
-        self._applied, self._unmeasured = [], []
-        self._kl_predicted = torch.zeros_like(self._kl_predicted)
+        self._last = AppliedStep(self.scale)
         self.steps += 1
-        active = [unit for unit in self.units if any(parameter.grad is not None for parameter in unit.parameters)]
+        active = [
+            index
+            for index, unit in enumerate(self.units)
+            if any(parameter.grad is not None for parameter in unit.parameters)
+        ]
         if not active:
             return
-        group_of = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
-        gradients = [[_grad(parameter) for parameter in unit.parameters] for unit in active]
-        usable = torch.isfinite(_total([g for row in gradients for g in row], self._momentum_mass))
-        self.skipped += 1 - usable.to(self.skipped)
-        directions: list[list[Tensor]] = []
-        inner = self._momentum_mass.new_zeros(())
-        for unit, row in zip(active, gradients, strict=True):
-            damping = group_of[id(unit.parameters[0])]["damping"]
-            matrix = unit.matrix(row)
-            direction = unit.block.precondition(matrix, damping)
+        group_of = self._groups()
+        directions: list[Tensor] = []
+        inner = torch.zeros_like(self.scale)
+        for unit in (self.units[index] for index in active):
+            group = group_of[id(unit.parameters[0])]
+            gradient = unit.matrix([_grad(parameter) for parameter in unit.parameters])
+            direction = unit.block.precondition(gradient, group["damping"])
             if self.compat == "baselines":
-                inner += (direction * matrix).sum()
-            directions.append([torch.where(usable, part, 0.0) for part in unit.split(direction)])
+                inner += group["lr"] ** 2 * (direction * gradient).sum()
+            directions.append(direction)
+        # a non-finite gradient makes its direction so too; the squared length leaves room for products with F
+        lengths = torch.stack([direction.square().sum().to(inner) for direction in directions])
+        usable = torch.isfinite(lengths.sum())
+        rows = [
+            [torch.where(usable, part, 0.0) for part in self.units[index].split(direction)]
+            for index, direction in zip(active, directions, strict=True)
+        ]
         if self.compat == "baselines":
-            self._apply_baselines(active, directions, usable, torch.where(usable, inner, 0.0))
+            self._apply_baselines(active, rows, usable, torch.where(usable, inner, 0.0), group_of)
         else:
-            self._apply(active, directions, usable, group_of)
+            self._apply(active, rows, usable, group_of)
 
     @property
     @torch.no_grad()
@@ -236,15 +291,11 @@ class KFAC(torch.optim.Optimizer):
         With `compat="baselines"` no step needs this number, and it is computed when it is first read; read it before
         the next `update_statistics`, or it speaks of the newer curvature.
         """
-        if self._unmeasured:
-            terms = [_quadratic(unit, steps) for unit, steps in self._unmeasured]
-            self._kl_predicted = torch.stack(terms).sum() / 2
-            self._unmeasured = []
-        return self._kl_predicted
+        return self._last.kl_predicted
 
     @torch.no_grad()
     def contract(self, factor: Tensor) -> None:
-        """Take back a part of the last step, so that `factor` times it remains.
+        """Take back a part of the last step, so that `factor` times it remains; 0 restores the parameters to the bit.
 
         For control by a measured KL, which is about quadratic in the length of the step: no second preconditioning
         and no host read.
@@ -252,64 +303,68 @@ class KFAC(torch.optim.Optimizer):
         Args:
             factor: 0-d, 0 to 1.
         """
-        self._kl_predicted = self.kl_predicted * factor.square()
-        for parameter, change in self._applied:
-            parameter.add_((change * (1 - factor)).to(parameter.dtype))
-        self._applied = []
+        self._last.contract(factor)
         self.scale = self.scale * factor
 
     def _apply(
-        self, active: list[Unit], directions: list[list[Tensor]], usable: Tensor, group_of: dict[int, dict[str, Any]]
+        self, active: list[int], directions: list[list[Tensor]], usable: Tensor, group_of: dict[int, dict[str, Any]]
     ) -> None:
         momentum = self.param_groups[0]["momentum"]
-        fresh = (1 - momentum) * usable.to(self._momentum_mass)
-        kept = torch.where(usable, momentum, 1.0).to(self._momentum_mass)
-        self._momentum_mass = kept * self._momentum_mass + fresh
-        unbiased = 1 / self._momentum_mass.clamp(min=torch.finfo(self._momentum_mass.dtype).tiny)
+        mass = self._momentum_mass
+        fresh = (1 - momentum) * usable.to(mass)
+        kept = torch.where(usable, momentum, 1.0).to(mass)
+        grown = kept * mass + fresh
+        if len(active) < len(self.units):
+            grown = torch.where(self._mask(active), grown, mass)
+        unbiased = (1 / grown.clamp(min=torch.finfo(grown.dtype).tiny)).unbind()
+        held = torch.where(mass > 0, kept, 0.0).unbind()  # momentum without mass is to be forgotten
         full_steps: list[list[Tensor]] = []
-        quadratic = self._momentum_mass.new_zeros(())
-        for unit, row in zip(active, directions, strict=True):
-            steps = []
+        quadratic = torch.zeros_like(self.scale)
+        for index, row in zip(active, directions, strict=True):
+            unit, steps = self.units[index], []
             for parameter, direction in zip(unit.parameters, row, strict=True):
-                buffer = self._buffer(parameter)
-                buffer.mul_(kept).addcmul_(direction, fresh)
-                steps.append(buffer * (unbiased * group_of[id(parameter)]["lr"]))
+                buffer = self._buffer(parameter).mul_(held[index]).addcmul_(direction, fresh)
+                step = buffer * (unbiased[index] * group_of[id(parameter)]["lr"])
+                steps.append(step if parameter.grad is not None else torch.zeros_like(step))
             full_steps.append(steps)
-            quadratic += _quadratic(unit, steps)
+            quadratic += quadratic_form(unit, steps)
+        finite = torch.isfinite(quadratic)
         scale = trust_region_scale(quadratic, self.param_groups[0]["max_kl"])
-        applied = torch.where(usable & torch.isfinite(quadratic), scale, 0.0)
-        for unit, steps in zip(active, full_steps, strict=True):
-            for parameter, change in zip(unit.parameters, steps, strict=True):
-                if parameter.grad is not None:
-                    self._move(parameter, torch.where(applied > 0, change * applied, 0.0))
-        self.scale = applied
-        self._kl_predicted = torch.where(applied > 0, applied.square() * quadratic / 2, 0.0)
+        self.scale = torch.where(usable & finite, scale, 0.0)
+        for index, steps in zip(active, full_steps, strict=True):
+            self._last.move(self.units[index], [torch.where(self.scale > 0, step * self.scale, 0.0) for step in steps])
+        self._momentum_mass = torch.where(finite, grown, 0.0)
+        self.skipped += 1 - (usable & finite).to(self.skipped)
+        self._last.kl_predicted = torch.where(self.scale > 0, self.scale.square() * quadratic / 2, 0.0)
 
     def _apply_baselines(
-        self, active: list[Unit], directions: list[list[Tensor]], usable: Tensor, inner: Tensor
+        self,
+        active: list[int],
+        directions: list[list[Tensor]],
+        usable: Tensor,
+        inner: Tensor,
+        group_of: dict[int, dict[str, Any]],
     ) -> None:
-        group = self.param_groups[0]
-        lr, momentum = group["lr"], group["momentum"]
-        scale = torch.ones_like(inner)
-        if group["max_kl"] is not None and lr > 0:
-            scale = baselines_scale(inner, lr, group["max_kl"])
+        momentum, max_kl = self.param_groups[0]["momentum"], self.param_groups[0]["max_kl"]
+        scale = torch.ones_like(inner) if max_kl is None else baselines_scale(inner, max_kl)
         kept = torch.where(usable, momentum, 1.0).to(inner)
-        applied = torch.where(usable, 1.0, 0.0).to(inner) * (lr * (1 - momentum))
-        for unit, row in zip(active, directions, strict=True):
+        applied = usable.to(inner) * (1 - momentum)
+        for index, row in zip(active, directions, strict=True):
             steps = []
-            for parameter, direction in zip(unit.parameters, row, strict=True):
-                buffer = self._buffer(parameter)
-                buffer.mul_(kept).addcmul_(direction, scale)
-                change = buffer * applied
-                steps.append(change)
-                if parameter.grad is not None:
-                    self._move(parameter, change)
-            self._unmeasured.append((unit, steps))
+            for parameter, direction in zip(self.units[index].parameters, row, strict=True):
+                buffer = self._buffer(parameter).mul_(kept).addcmul_(direction, scale)
+                change = buffer * (applied * group_of[id(parameter)]["lr"])
+                steps.append(change if parameter.grad is not None else torch.zeros_like(change))
+            self._last.move(self.units[index], steps)
         self.scale = torch.where(usable, scale, 0.0)
+        self.skipped += 1 - usable.to(self.skipped)
 
-    def _move(self, parameter: Tensor, change: Tensor) -> None:
-        parameter.sub_(change.to(parameter.dtype))
-        self._applied.append((parameter, change))
+    def _mask(self, active: list[int]) -> Tensor:
+        chosen = set(active)
+        return torch.tensor([index in chosen for index in range(len(self.units))], device=self._device)
+
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        return {id(parameter): group for group in self.param_groups for parameter in group["params"]}
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -319,7 +374,7 @@ class KFAC(torch.optim.Optimizer):
         return buffer
 
     def _refresh_due(self) -> None:
-        group_of = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
+        group_of = self._groups()
         for index, unit in enumerate(self.units):
             phase = index * self.inverse_interval // len(self.units)
             if self.steps >= WARMUP_REFRESHES and (self.steps - phase) % self.inverse_interval != 0:
@@ -332,7 +387,10 @@ class KFAC(torch.optim.Optimizer):
     # --- persistence -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step needs: momentum, factors with their masses, inverses in use, phases and counters."""
+        """Everything the next step needs: momentum, factors with their masses, inverses in use, phases and counters.
+
+        A copy: later steps do not change it.
+        """
         state = super().state_dict()
         state["curvature"] = {
             "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
@@ -341,19 +399,21 @@ class KFAC(torch.optim.Optimizer):
             "skipped": self.skipped,
             "counts": [self.refresh_count, self.retry_count, self.stale_count],
         }
-        return state
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; the next step is then equal to the bit.
 
         Raises:
-            ValueError: it belongs to a model with other parameters.
+            ValueError: it belongs to a model with other parameters, or to another damping mode.
         """
         curvature = state_dict["curvature"]
         names = [unit.name for unit in self.units]
         if sorted(curvature["blocks"]) != sorted(names):
             raise ValueError(f"this state holds blocks {sorted(curvature['blocks'])}, the model has {sorted(names)}")
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "curvature"})
+        for unit in self.units:
+            unit.check(curvature["blocks"][unit.name])
+        super().load_state_dict(copy.deepcopy({key: value for key, value in state_dict.items() if key != "curvature"}))
         for unit in self.units:
             unit.block.load_state_dict(curvature["blocks"][unit.name])
         self.steps = curvature["steps"]
@@ -362,41 +422,8 @@ class KFAC(torch.optim.Optimizer):
         self.refresh_count, self.retry_count, self.stale_count = curvature["counts"]
 
 
-def _backward_passes(losses: Tensor, calls: list[Call]) -> list[list[tuple[Call, Tensor]]]:
-    """Gradients of each row of per-example losses at the captured outputs that it reaches."""
-    edges = [call.edge for call in calls]
-    passes = []
-    for row in losses:
-        found = torch.autograd.grad(row.sum(), edges, retain_graph=True, allow_unused=True)
-        passes.append(
-            [
-                (call, gradient.reshape(call.output_shape))
-                for call, gradient in zip(calls, found, strict=True)
-                if gradient is not None
-            ]
-        )
-    return passes
-
-
-def _calls_of(
-    modules: tuple[nn.Module, ...], passes: list[list[tuple[Call, Tensor]]]
-) -> list[list[tuple[Call, Tensor]]]:
-    """The part of each backward pass that belongs to some modules, without the passes that do not reach them."""
-    own = [[pair for pair in gradients if any(pair[0].module is module for module in modules)] for gradients in passes]
-    return [gradients for gradients in own if gradients]
-
-
-def _quadratic(unit: Unit, steps: list[Tensor]) -> Tensor:
-    matrix = unit.matrix(steps)
-    return (matrix * unit.block.multiply(matrix)).sum()
-
-
 def _grad(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _total(tensors: list[Tensor], like: Tensor) -> Tensor:
-    return torch.stack([tensor.sum().to(like) for tensor in tensors]).sum()
 
 
 def _check_range(name: str, value: float, low: float, high: float | None, *, high_open: bool = False) -> None:
@@ -404,3 +431,8 @@ def _check_range(name: str, value: float, low: float, high: float | None, *, hig
     if not fits:
         bound = "" if high is None else f" and {'below' if high_open else 'at most'} {high:g}"
         raise ValueError(f"{name} takes a number of at least {low:g}{bound}, got {value}")
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} takes one of {', '.join(get_args(choices))}, got {value!r}")

@@ -30,9 +30,11 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> tuple[Tensor | None, int]
         identity = torch.eye(attempt.shape[-1], dtype=attempt.dtype, device=attempt.device)
         damped = attempt + damping.to(attempt)[:, None, None] * identity
         factor, info = torch.linalg.cholesky_ex(damped)
-        inverse = torch.cholesky_inverse(factor)
+        sound = info == 0
+        # LAPACK refuses to invert a factor whose failed pivot is exactly 0, and would raise
+        inverse = torch.cholesky_inverse(torch.where(sound[:, None, None], factor, identity))
         # the one host read of a refresh: did it work?
-        if bool((info == 0).all() & torch.isfinite(inverse).all()):
+        if bool(sound.all() & torch.isfinite(inverse).all()):
             # LAPACK leaves columns first; a file holds rows first, and products of the two differ in the last bit
             return inverse.to(matrix).contiguous(), retries
         retries += 1

@@ -24,16 +24,15 @@ def trust_region_scale(quadratic: Tensor, max_kl: float | None) -> Tensor:
     return (2 * max_kl / quadratic.clamp(min=floor)).sqrt().clamp(max=1)
 
 
-def baselines_scale(inner: Tensor, lr: float, kl_clip: float) -> Tensor:
+def baselines_scale(inner: Tensor, kl_clip: float) -> Tensor:
     """The published code's factor `min(1, sqrt(kl_clip / (lr² Σ u·g)))`: no 2, and the damped form u·g.
 
     Args:
-        inner: 0-d, the sum of products of the preconditioned gradient and the gradient.
-        lr: the learning rate.
+        inner: 0-d, `lr² Σ u·g` of the preconditioned and the plain gradient.
         kl_clip: what the published settings call the trust region; the bound it sets on the KL is about half of it.
     """
     floor = torch.finfo(inner.dtype).tiny
-    return (kl_clip / (lr**2 * inner.clamp(min=floor))).sqrt().clamp(max=1)
+    return (kl_clip / inner.clamp(min=floor)).sqrt().clamp(max=1)
 
 
 def mean_kl(
@@ -60,6 +59,7 @@ def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """Mean of (N,) values by weight; values of weight 0 do not enter, whatever they are. 0 when all weights are 0."""
     if weights is None:
         return values.mean()
+    weights = weights.to(values.dtype)
     kept = torch.where(weights > 0, values, values.new_zeros(()))
     return (kept * weights).sum() / weights.sum().clamp(min=torch.finfo(values.dtype).tiny)
 

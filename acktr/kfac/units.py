@@ -7,7 +7,7 @@ standalone parameters (a Gaussian's log-std) treated exactly through the metric'
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,17 @@ class Unit:
         """Undo `matrix`."""
         return (matrix.reshape(self.parameters[0].shape),)
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse a block's state that was made for parameters of other shapes.
+
+        Raises:
+            ValueError: it was.
+        """
+        size = self.parameters[0].numel()
+        if "moment" in state and state["moment"] and state["moment"]["value"].shape[-1] != size:
+            found = state["moment"]["value"].shape[-1]
+            raise ValueError(f"this state holds a block of {found} entries for {self.name}, the model's has {size}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KroneckerUnit(Unit):
@@ -96,11 +107,24 @@ class KroneckerUnit(Unit):
         weight, bias = self.map.split(matrix)
         return (weight,) if bias is None else (weight, bias)
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse factors of other sizes."""
+        groups, rows, columns = self.map.matrix_shape
+        for side, size in (("outputs", rows), ("inputs", columns)):
+            value = state[side].get("value")
+            if value is not None and tuple(value.shape) != (groups, size, size):
+                raise ValueError(
+                    f"this state holds a factor of shape {tuple(value.shape)} for the {side} of {self.name}, the "
+                    f"model's is {(groups, size, size)}"
+                )
+
     def update_inputs(
         self, calls: Sequence[Call], weights: Tensor | None, decay: float, thinning: Thinning = EVERY_POSITION
     ) -> None:
         """Add a batch to A; several calls of the modules count as further positions."""
         homogeneous = self.map.bias is not None
+        if self.kind == "reduce":
+            thinning = EVERY_POSITION  # the second moment of a mean over fewer positions is another number
         examples = calls[0].inputs.shape[0]
         if any(call.inputs.shape[0] != examples for call in calls):
             numbers = ", ".join(str(call.inputs.shape[0]) for call in calls)
@@ -154,7 +178,9 @@ class ModuleUnit(Unit):
         rows: list[Tensor] = []
         count = 0
         for gradients in passes:
-            per_example = torch.stack([self._gradient(call, gradient) for call, gradient in gradients]).sum(0)
+            per_example = torch.stack(
+                [self._gradient(call, gradient.to(self.block.dtype)) for call, gradient in gradients]
+            ).sum(0)
             count = per_example.shape[0]
             rows.append(weighted_rows(per_example, weights))
         if rows:
@@ -163,7 +189,7 @@ class ModuleUnit(Unit):
 
     def _gradient(self, call: Call, gradient: Tensor) -> Tensor:
         if isinstance(call.module, NORM_TYPES):
-            scale, shift = norm_gradients(call.module, call.checked_inputs(), gradient)
+            scale, shift = norm_gradients(call.module, call.checked_inputs().to(gradient), gradient)
             return scale if self.role == "weight" else shift
         return gradient_rows(_affine(call), gradient).sum(1).flatten(1)
 
@@ -211,7 +237,13 @@ def build_units(
     units: list[Unit] = []
     done: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, AFFINE_TYPES) and module.weight.requires_grad and id(module.weight) not in done:
+        # a weight that is no parameter of its own, such as one of torch's parametrizations, is computed anew each time
+        if (
+            isinstance(module, AFFINE_TYPES)
+            and module.weight.requires_grad
+            and id(module.weight) in names
+            and id(module.weight) not in done
+        ):
             modules = tuple(user for user in users[id(module.weight)] if isinstance(user, AFFINE_TYPES))
             unit = _kronecker(name, modules, damping_mode=damping_mode, bias=bias, kind=conv_factors)
             units.append(unit)
@@ -222,6 +254,8 @@ def build_units(
                 parameter = getattr(module, role)
                 if parameter is None or not parameter.requires_grad or id(parameter) in done:
                     continue
+                if id(parameter) not in names:
+                    continue
                 done.add(id(parameter))
                 block_type = FullBlock if parameter.numel() <= FULL_SIZE else DiagonalBlock
                 units.append(
@@ -229,7 +263,9 @@ def build_units(
                         name=names[id(parameter)],
                         parameters=(parameter,),
                         block=block_type(_statistics_like(parameter)),
-                        modules=tuple(users[id(parameter)]),
+                        modules=tuple(
+                            user for user in users[id(parameter)] if isinstance(user, (*AFFINE_TYPES, *NORM_TYPES))
+                        ),
                         role=role,
                     )
                 )

@@ -4,9 +4,15 @@ Public names are imported on first use, so that `import acktr` and `acktr --help
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acktr._version import __version__
+
+# In a source tree the folders `agents`, `envs` and `configs` lie beside this one, where an import from the tree's root
+# would not find them.
+if not (Path(__file__).parent / "agents").exists():
+    __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
     from acktr.agents.api import A2C, ACKTR, Agent, load

@@ -5,6 +5,7 @@ run: `acktr --help` imports no torch.
 """
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller
+            sys.stdout.flush()
     except UserError as error:
         return _report(error, 2)
     except RunError as error:
@@ -69,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            sys.stdout = None  # what it holds cannot be written at exit either
+            return _report(RunError("the output cannot be written: no space left on it"), 1)
         if error.filename is None:
             raise  # no file that the caller could mend: a defect, whose traceback is wanted
         return _report(RunError(f"{error.filename}: {error.strerror}; mend that and try again"), 1)

@@ -6,6 +6,7 @@ Imports of torch and of the emulator stay inside the methods, so that help texts
 import dataclasses
 import json
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ class Resume:
         str,
         arg(
             metavar="N",
-            help="A new end of the run; schedules stretch from where they stand.",
+            help="A new end of the run; schedules stretch from where they stand, of a finished run they start anew.",
             help_behavior_hint="(default: the run's)",
         ),
     ] = ""
@@ -104,7 +105,9 @@ class Evaluate:
     def run(self) -> int:
         """Evaluate and print."""
         deterministic = _deterministic(self.deterministic, self.no_deterministic)
-        _at_least_one(self.episodes)
+        _check("--episodes", self.episodes, 1)
+        _check("--seed", self.seed, 0)
+        _check("--num-envs", self.num_envs, 0)
         from acktr.agents.play import evaluate_file, report
 
         result = evaluate_file(
@@ -114,6 +117,8 @@ class Evaluate:
             seed=self.seed,
             num_envs=self.num_envs or None,
             device=self.device,
+            progress=_show_progress if sys.stderr.isatty() else None,
+            warn=_warn,
         )
         if self.as_json:
             print(json.dumps(result, allow_nan=False))
@@ -138,7 +143,8 @@ class Record:
     def run(self) -> int:
         """Film and say what was filmed."""
         deterministic = _deterministic(self.deterministic, self.no_deterministic)
-        _at_least_one(self.episodes)
+        _check("--episodes", self.episodes, 1)
+        _check("--seed", self.seed, 0)
         from acktr.agents.play import record_file, report_video
 
         result = record_file(
@@ -298,9 +304,18 @@ def _deterministic(deterministic: bool, no_deterministic: bool) -> bool | None:
     return deterministic or (False if no_deterministic else None)
 
 
-def _at_least_one(episodes: int) -> None:
-    if episodes < 1:
-        raise UserError(f"--episodes takes a whole number of at least 1, got {episodes}")
+def _check(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} takes a whole number of at least {least}, got {value}")
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\r\033[K" if done == total else ""
+    print(f"\r{done} of {total} games{end}", end="", file=sys.stderr, flush=True)
+
+
+def _warn(line: str) -> None:
+    print(f"acktr: warning: {line}", file=sys.stderr)
 
 
 def _terminal_width() -> int:

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import nn
 
-from acktr.agents import checkpoint
+from acktr.agents import checkpoint, policy_files
 from acktr.agents.presets import resolve
 from acktr.agents.reporting import Reporter
 from acktr.agents.run_folder import RunFolder
@@ -109,16 +110,20 @@ class Agent:
         returns = self._trainer.returns
         return float(np.mean(returns)) if returns else None
 
-    def learn(self, total_timesteps: int) -> Self:
+    def learn(self, total_timesteps: float) -> Self:
         """Train for that many further timesteps; schedules run over this call.
 
+        Args:
+            total_timesteps: a whole number; 1e6 will do.
+
         Raises:
-            UserError: not at least one timestep.
+            UserError: not a whole number of at least one.
             RunError: training diverged.
         """
-        if total_timesteps < 1:
-            raise UserError(f"learn takes at least 1 timestep, got {total_timesteps}")
-        self._trainer.extend(total_timesteps)
+        whole = isinstance(total_timesteps, int | float | np.number) and total_timesteps == total_timesteps // 1
+        if not whole or total_timesteps < 1:
+            raise UserError(f"learn takes a whole number of at least 1 timestep, got {total_timesteps!r}")
+        self._trainer.extend(int(total_timesteps))
         self._trainer.train()
         return self
 
@@ -131,10 +136,23 @@ class Agent:
 
         Returns:
             One action, or N.
+
+        Raises:
+            UserError: another shape, or numbers that no observation of the environment is.
         """
         environment = self._trainer.environment
+        space = environment.source_observation_space
+        shape = space.shape or ()
         batch = np.asarray(observation)
-        single = batch.ndim == len(environment.source_observation_space.shape or ())
+        single = batch.ndim == len(shape)
+        if batch.shape[batch.ndim - len(shape) :] != shape or batch.ndim > len(shape) + 1:
+            raise UserError(f"predict takes observations of shape {shape} or (N, *{shape}), got {batch.shape}")
+        if isinstance(space, gymnasium.spaces.Discrete):
+            fits = bool(((batch >= space.start) & (batch < space.start + space.n)).all())
+        else:
+            fits = bool(np.isfinite(batch).all())
+        if not fits:
+            raise UserError(f"predict takes observations of {space}, got {batch.reshape(-1)[:8]}")
         batch = environment.policy_observations(batch[None] if single else batch)
         actions = self._trainer.policy.act(
             torch.from_numpy(batch).to(self._trainer.device),
@@ -146,8 +164,12 @@ class Agent:
         return result
 
     def save(self, path: Path | str) -> None:
-        """Write everything that using the policy or training it further takes, in one pickle-free file."""
-        checkpoint.save(Path(path), self._trainer.state_dict(), kind="checkpoint")
+        """Write everything that using the policy or training it further takes, in one pickle-free file.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        policy_files.write(Path(path), self._trainer.state_dict(), kind="checkpoint")
 
     def close(self) -> None:
         """Close the environments and the records."""
@@ -167,33 +189,46 @@ class A2C(Agent):
     algorithm = "a2c"
 
 
-def load(path: Path | str, env: EnvironmentLike | None = None, *, verbose: bool = False) -> Agent:
-    """An agent from a file that `Agent.save`, a run's `checkpoints/` or `acktr export` made.
+def load(
+    path: Path | str,
+    env: EnvironmentLike | None = None,
+    *,
+    torso: nn.Module | None = None,
+    verbose: bool = False,
+) -> Agent:
+    """An agent from a run folder, or from a file that `Agent.save`, a run's `checkpoints/` or `acktr export` made.
 
     From the first two it goes on as if it had never stopped. An exported policy holds weights alone: it predicts, and
     if it learns further, it does so from them with fresh curvature and counters.
 
     Args:
-        path: the file.
+        path: the file, or a run folder, whose final or else last checkpoint is taken.
         env: the environment to go on with; None makes the one whose id the file names.
+        torso: the network of one's own that the agent was made with, of the same shapes; its weights are replaced.
         verbose: print progress.
 
     Raises:
         UserError: the file is damaged or foreign, or was made for other spaces than the environment's.
     """
-    state: Mapping[str, Any] = checkpoint.load(Path(path)).state
+    file = Path(path)
+    if file.is_dir():
+        file = RunFolder.open(file).evaluation_checkpoint()
+    state: Mapping[str, Any] = checkpoint.load(file).state
     settings = Settings.from_dict(state["settings"], source=str(path))
     if isinstance(env, VectorEnv):
         settings = dataclasses.replace(settings, num_envs=env.num_envs)
     agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(ACKTR if settings.algorithm == "acktr" else A2C)
-    agent._build(settings, env=settings.env if env is None else env, torso=None, run_dir=None, verbose=verbose)
+    agent._build(settings, env=settings.env if env is None else env, torso=torso, run_dir=None, verbose=verbose)
     try:
         if "training" in state:
             agent._trainer.load_state_dict(state)
         else:
             agent._trainer.policy.load_state_dict(dict(state["policy"]))
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:
         agent.close()
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: does not fit environment '{settings.env}' or its settings: {reason}") from error
+        raise UserError(
+            f"{path}: does not fit environment '{agent._trainer.environment.id}' or its settings (an agent with a "
+            f"torso of its own needs torso=): {reason}"
+        ) from error
     return agent

@@ -1,5 +1,6 @@
 """Raw returns of full games: the same quantity as the training curve's."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +17,8 @@ FORMAT = 1
 """Version of the object that `evaluate` returns."""
 
 _RESAMPLES = 10_000
+_LONGEST_GAME = 50_000
+"""Decisions; the emulator itself ends Atari games at 27,000."""
 
 
 @torch.no_grad()
@@ -27,6 +30,7 @@ def evaluate(
     deterministic: bool,
     seed: int,
     device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Play full games and sum up their raw returns.
 
@@ -40,13 +44,15 @@ def evaluate(
         deterministic: take the most probable action instead of a draw.
         seed: of the games and of the draws.
         device: where the policy is.
+        progress: called with the games that are over and their number in all.
 
     Returns:
         Plain values, ready for JSON: format, env, episodes, return_mean, return_std, return_median, return_ci95 (95 %
-        bootstrap interval of the mean), length_mean, human_normalised, truncated, stalled, protocol.
+        bootstrap interval of the mean; this and return_std are None for a single game), length_mean,
+        human_normalised, truncated, stalled, protocol.
 
     Raises:
-        UserError: `episodes` cannot be shared out equally.
+        UserError: `episodes` cannot be shared out equally, or a game does not end.
         RunError: a game's return is not finite.
     """
     if episodes % environment.num_envs:
@@ -64,12 +70,20 @@ def evaluate(
     returns: list[float] = []
     lengths: list[int] = []
     truncated = stalled = 0
+    running = np.zeros(environment.num_envs, dtype=np.int64)  # decisions of the game in progress
     while len(returns) < episodes:
         actions = policy.act(
             torch.from_numpy(observations).to(device), generator=generator, deterministic=deterministic
         )
         step = environment.step(actions.cpu().numpy())
         idle = np.where(step.rewards != 0, 0, idle + 1)
+        running += 1
+        if running[played < quota].max(initial=0) > _LONGEST_GAME:
+            raise UserError(
+                f"a game of '{environment.id}' did not end in {_LONGEST_GAME:,} decisions, and the environment sets no "
+                f"limit; evaluate with {'--no-deterministic' if deterministic else 'a policy that ends its games'}, "
+                "or register it with max_episode_steps"
+            )
         for index, env in enumerate(step.episode_envs):
             if played[env] < quota:
                 played[env] += 1
@@ -79,6 +93,9 @@ def evaluate(
                     truncated += 1
                     stalled += bool(idle[env] > step.episode_lengths[index] / 2)
         idle[step.episode_envs] = 0
+        running[step.episode_envs] = 0
+        if step.episode_envs.size and progress is not None:
+            progress(len(returns), episodes)
         observations = step.observations
     scores = np.asarray(returns)
     if not np.isfinite(scores).all():
@@ -90,9 +107,9 @@ def evaluate(
         "env": environment.id,
         "episodes": episodes,
         "return_mean": mean,
-        "return_std": float(scores.std(ddof=1)) if episodes > 1 else 0.0,
+        "return_std": float(scores.std(ddof=1)) if episodes > 1 else None,
         "return_median": float(np.median(scores)),
-        "return_ci95": [low, high],
+        "return_ci95": [low, high] if episodes > 1 else None,
         "length_mean": float(np.mean(lengths)),
         "human_normalised": human_normalised(str(environment.protocol.get("game", "")), mean),
         "truncated": truncated,

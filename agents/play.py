@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ _MOST_ENVS = 16
 
 
 def evaluate_file(
-    played: Path, *, episodes: int, deterministic: bool | None, seed: int, num_envs: int | None, device: str
+    played: Path,
+    *,
+    episodes: int,
+    deterministic: bool | None,
+    seed: int,
+    num_envs: int | None,
+    device: str,
+    progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Evaluate a policy; for a run folder the result is kept there as `evaluation.json`.
 
@@ -35,6 +43,8 @@ def evaluate_file(
         seed: of the games and of sampled actions.
         num_envs: environments to play in; None takes the most, up to 16, that all play equally often.
         device: auto, cpu, cuda or cuda:N.
+        progress: called with the games that are over and their number in all.
+        warn: takes a line when the result could not be kept in the run folder.
 
     Returns:
         What `acktr.agents.evaluation.evaluate` returns, with `checkpoint` and `timesteps`.
@@ -57,12 +67,16 @@ def evaluate_file(
             deterministic=customary(settings.env) if deterministic is None else deterministic,
             seed=seed,
             device=chosen,
+            progress=progress,
         )
     finally:
         environment.close()
     result = {**result, "checkpoint": str(file), "timesteps": loaded.timesteps}
     if (played / SETTINGS_FILE).is_file():
-        write_text_atomically(played / EVALUATION_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        try:
+            write_text_atomically(played / EVALUATION_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        except OSError as error:  # the games are played: what they showed is not lost with the file
+            warn(f"{played / EVALUATION_FILE} cannot be written: {error.strerror}")
     return result
 
 
@@ -112,21 +126,24 @@ def report(result: Mapping[str, Any]) -> str:
     Args:
         result: what `evaluate_file` returns.
     """
-    low, high = result["return_ci95"]
+    returns = f"return of one full game: {result['return_mean']:.1f}"
+    if result["return_ci95"] is not None:
+        low, high = result["return_ci95"]
+        returns = (
+            f"return of {result['episodes']} full games: mean {result['return_mean']:.1f} (95 % interval {low:.1f} to "
+            f"{high:.1f}), median {result['return_median']:.1f}, standard deviation {result['return_std']:.1f}"
+        )
     lines = [
         f"{result['env']}, {result['timesteps']:_} timesteps, {result['checkpoint']}",
-        f"return of {result['episodes']} full games: mean {result['return_mean']:.1f} (95 % interval {low:.1f} to "
-        f"{high:.1f}), median {result['return_median']:.1f}, standard deviation {result['return_std']:.1f}",
+        returns,
         f"length: mean {result['length_mean']:.0f} decisions",
     ]
     if result["human_normalised"] is not None:
         lines.append(f"human-normalised: {result['human_normalised']:.3f} (0 random play, 1 a human tester)")
-    for name, meaning in (
-        ("truncated", "ended by a limit, not by the game"),
-        ("stalled", "stalled: the policy waits for ever"),
-    ):
-        if result[name]:
-            lines.append(f"warning: {result[name]} of {result['episodes']} games {meaning}")
+    if result["truncated"]:
+        lines.append(f"{result['truncated']} of {result['episodes']} games were ended by a limit of time")
+    if result["stalled"]:
+        lines.append(f"warning: {result['stalled']} of {result['episodes']} games stalled: the policy waits for ever")
     protocol = {name: value for name, value in result["protocol"].items() if value is not None}
     versions = protocol.pop("versions", {})
     lines.append("protocol: " + _pairs(protocol))

@@ -41,7 +41,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     """
     environments: set[str] = set()
     groups: dict[Settings, list[tuple[Path, NDArray[np.float64]]]] = {}
-    for run in runs:
+    for run in dict.fromkeys(path.resolve() for path in runs):
         settings = RunFolder.open(run).settings
         environments.add(settings.env)
         curve = read_curve(run / METRICS_FILE)
@@ -57,7 +57,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     for settings, curves in groups.items():
         steps, middle, low, high = _band([curve for _, curve in curves])
         label = _label(settings, list(groups), runs=[run for run, _ in curves])
-        (line,) = axes.plot(steps, middle, label=label, linewidth=1.8)
+        (line,) = axes.plot(steps, middle, label=label, linewidth=1.8, marker="o" if len(steps) == 1 else None)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set_title(", ".join(sorted(environments)))
     axes.set_xlabel("timesteps")
@@ -67,6 +67,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     if groups:
         axes.legend(loc="best", frameon=False)
     else:
+        axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", va="center")
     try:
         figure.savefig(output, dpi=120)

@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 from acktr.agents.distributions import build_head
 from acktr.agents.networks import Encoder, build_torso, orthogonal_linear
 from acktr.agents.settings import Settings
+from acktr.errors import UserError
 from acktr.kfac import sample
 
 
@@ -24,7 +25,7 @@ class ActorCritic(nn.Module):
             for the policy, and for the value too when shared; otherwise the value gets a copy.
 
     Raises:
-        UserError: a space that no network here takes.
+        UserError: a space that no network here takes, or a torso that gives no features (N, F).
     """
 
     def __init__(
@@ -41,8 +42,7 @@ class ActorCritic(nn.Module):
         self.value_torso: nn.Module | None = None
         if not settings.shared_trunk:
             self.value_torso = build_torso(self.encoder, settings) if torso is None else copy.deepcopy(torso)
-        with torch.no_grad():
-            features = self.torso(torch.zeros(1, *self.encoder.shape)).shape[-1]
+        features = _width(self.torso, self.encoder.shape)
         self.policy_head = build_head(action_space, features, gain=settings.policy_gain)
         self.value_head = orthogonal_linear(features, 1, gain=1.0)
 
@@ -80,3 +80,24 @@ class ActorCritic(nn.Module):
         """Drawn actions and values (N,) in one forward pass."""
         distribution, values = self(observations)
         return sample(distribution, generator), values
+
+
+def _width(torso: nn.Module, shape: tuple[int, ...]) -> int:
+    """Number of features that a torso gives, found by a forward pass of two rows.
+
+    Raises:
+        UserError: it does not take such observations, or gives something else than (N, F).
+    """
+    rows = torch.zeros(2, *shape)
+    try:
+        with torch.no_grad():
+            features = torso(rows)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the torso does not take observations of shape {tuple(rows.shape)}: {reason}") from error
+    if features.dim() != 2 or features.shape[0] != 2:
+        raise UserError(
+            f"the torso takes observations {tuple(rows.shape)} and must give features (2, F), it gave "
+            f"{tuple(features.shape)}"
+        )
+    return int(features.shape[1])

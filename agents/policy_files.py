@@ -74,7 +74,7 @@ def load_policy(path: Path, device: torch.device) -> LoadedPolicy:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: the weights are not those of its settings' network (a torso of one's own loads through "
-            f"acktr.load): {reason[:200]}"
+            f"acktr.load with torso=): {reason[:200]}"
         ) from error
     return LoadedPolicy(
         policy=policy.to(device).eval(),
@@ -101,10 +101,22 @@ def export(run_or_checkpoint: Path, output: Path) -> None:
     source = RunFolder.open(run_or_checkpoint).evaluation_checkpoint() if folder else run_or_checkpoint
     state = checkpoint.load(source).state
     _check_state(state, source)
+    write(output, {name: state[name] for name in _NEEDED}, kind="policy")
+
+
+def write(output: Path, state: Mapping[str, Any], *, kind: checkpoint.Kind) -> None:
+    """Write a file where the caller asked for it.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    if output.is_dir():
+        raise UserError(f"{output} cannot be written: it is a folder; name a file in it")
     try:
-        checkpoint.save(output, {name: state[name] for name in _NEEDED}, kind="policy")
+        checkpoint.save(output, state, kind=kind)
     except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}; give another --output") from error
+        reason = error.strerror if output.parent.is_dir() else f"there is no folder {output.parent}"
+        raise UserError(f"{output} cannot be written: {reason}; give another path") from error
 
 
 def _check_state(state: Mapping[str, Any], path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run says while it trains: metrics.csv, TensorBoard, and a live status or plain lines on the console."""
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ PLAIN_LINE_SECONDS = 10.0
 
 REFRESH_SECONDS = 0.25
 """Least time between two redraws of the live status."""
+
+_GAP = "   "
 
 _TAGS = {
     "return_mean": "rollout",
@@ -77,10 +80,20 @@ class Reporter:
                 raise _cannot_write(folder, error) from error
         self._folder = folder
 
+    def expect(self, total_timesteps: int) -> None:
+        """Show progress towards another end than the settings name."""
+        if self._console is not None:
+            self._console.total = total_timesteps
+
     def message(self, line: str) -> None:
         """Print one plain line: device chosen, preset chosen, resumed and the like."""
         if self._console is not None:
             self._console.message(line)
+
+    def rest(self) -> None:
+        """Let the live status stand as it is; messages come below it from now on."""
+        if self._console is not None:
+            self._console.rest()
 
     def row(self, values: Mapping[str, float | int | None]) -> None:
         """Record one row: metrics.csv, TensorBoard scalars at `timesteps`, console.
@@ -131,7 +144,7 @@ class Reporter:
 def _cannot_write(folder: RunFolder, error: OSError) -> RunError:
     return RunError(
         f"{folder.path}: metrics cannot be written: {error.strerror or error}; free some space or mend the folder, "
-        f"then `acktr resume {folder.path}`"
+        f"then `acktr resume {shlex.quote(str(folder.path))}`"
     )
 
 
@@ -140,10 +153,13 @@ class Console:
 
     Args:
         settings: gives the run's name and its total of timesteps.
+
+    Attributes:
+        total: timesteps that progress is shown towards.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._total = settings.total_timesteps
+        self.total = settings.total_timesteps
         self._title = f"{settings.algorithm} {settings.env} seed {settings.seed}"
         self._row: Row = dict.fromkeys(COLUMNS)
         self._timesteps = 0
@@ -183,14 +199,19 @@ class Console:
         self._timesteps, self._rate = timesteps, steps_per_second
         self._redraw(now)
 
+    def rest(self) -> None:
+        """Leave the last status standing: messages come below it."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
     def close(self) -> None:
-        """Leave the last status standing."""
+        """Leave the last status standing, and show nothing more."""
         if self._closed:
             return
         self._closed = True
         if self._live is not None:
-            self._live.stop()
-            self._live = None
+            self.rest()
         elif self._unprinted:
             self._print(time.monotonic())
 
@@ -202,29 +223,28 @@ class Console:
         if self._closed:
             return
         from rich.live import Live  # only where there is a terminal
-        from rich.table import Table
+        from rich.text import Text
 
         self._shown = now
-        table = Table.grid(padding=(0, 3))
-        figures = self._figures()
-        for row in (figures[:4], figures[4:]):
-            table.add_row(*(f"[dim]{name}[/dim] {value}" for name, value in row))
-        table.title = self._title
-        table.title_justify = "left"
         if self._live is None:
-            self._live = Live(table, auto_refresh=False)
+            self._live = Live(auto_refresh=False)
             self._live.start()
             # shown again at once: a second Ctrl-C ends the process without a chance to restore the cursor
             self._live.console.show_cursor(True)
-        self._live.update(table, refresh=True)
+        lines = [Text(self._title, style="italic")]
+        lines += [
+            Text(_GAP).join(Text.assemble((name, "dim"), " ", value) for name, value in row)
+            for row in _packed(self._figures(), self._live.console.width)
+        ]
+        self._live.update(Text("\n", no_wrap=True, overflow="ellipsis").join(lines), refresh=True)
 
     def _figures(self) -> list[tuple[str, str]]:
         row = self._row
-        share = min(1.0, self._timesteps / self._total)
-        left = (self._total - self._timesteps) / self._rate if self._rate > 0.0 else None
+        share = min(1.0, self._timesteps / self.total)
+        left = (self.total - self._timesteps) / self._rate if self._rate > 0.0 else None
         kl = f"{_short(row['kl_predicted'])}/{_short(row['kl_measured'])}"
         return [
-            ("steps", f"{self._timesteps:,}/{self._total:,} ({share:.0%})"),
+            ("steps", f"{self._timesteps:,}/{self.total:,} ({share:.0%})"),
             ("steps/s", f"{self._rate:,.0f}"),
             ("ETA", _duration(left)),
             ("return", f"{_short(row['return_mean'])} ({int(row['episodes'] or 0)} ep)"),
@@ -232,6 +252,20 @@ class Console:
             ("entropy", _short(row["entropy"])),
             ("expl. var.", _short(row["explained_variance"])),
         ]
+
+
+def _packed(figures: list[tuple[str, str]], width: int) -> list[list[tuple[str, str]]]:
+    """Figures in as few lines as the width allows, none of them broken."""
+    lines: list[list[tuple[str, str]]] = []
+    room = -1
+    for name, value in figures:
+        length = len(name) + 1 + len(value)
+        room -= len(_GAP) + length
+        if room < 0:
+            lines.append([])
+            room = width - length
+        lines[-1].append((name, value))
+    return lines
 
 
 def _is_terminal() -> bool:

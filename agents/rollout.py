@@ -91,6 +91,14 @@ class Rollout:
             rows = np.flatnonzero(step.truncations)
             self._finals.append((index, rows, step.final_observations[rows]))
 
+    def strange(self) -> str | None:
+        """What the environment returned in this rollout that no network can learn from; reads the device."""
+        if not np.isfinite(self._rewards[self._valid]).all():
+            return "a reward that is not finite"
+        if self.observations.is_floating_point() and not bool(torch.isfinite(self.observations).all()):
+            return "an observation that is not finite"
+        return None
+
     @torch.no_grad()
     def finish(self, policy: ActorCritic, *, gamma: float, gae_lambda: float) -> Batch:
         """Bootstrap, and return the batch.

@@ -1,5 +1,6 @@
 """The folder of one run: settings, provenance, metrics and checkpoints, findable by name and safe against a crash."""
 
+import contextlib
 import datetime
 import errno
 import importlib.metadata
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import yaml
 
 from acktr.agents.files import link_atomically, remove_temporaries, write_text_atomically
@@ -28,6 +30,7 @@ VERSIONS_FILE = "versions.json"
 METRICS_FILE = "metrics.csv"
 EVALUATION_FILE = "evaluation.json"
 CURVE_FILE = "curve.png"
+LOCK_FILE = ".lock"
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_FILE = "best.safetensors"
 FINAL_FILE = "final.safetensors"
@@ -121,6 +124,23 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / CHECKPOINT_FOLDER
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the system lifts it when the process ends, however.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        lock = filelock.FileLock(self.path / LOCK_FILE, blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise UserError(f"{self.path}: another process is training in it; wait for it or stop it first") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def write_settings(self, settings: Settings) -> None:
         """Replace `settings.yaml`, e.g. when a resume stretches `total_timesteps`."""

@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.plots import plot
 from acktr.agents.policy import ActorCritic
 from acktr.agents.reporting import Reporter
-from acktr.agents.run_folder import RunFolder
+from acktr.agents.run_folder import SETTINGS_FILE, RunFolder
 from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
@@ -54,7 +56,7 @@ def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()
         policy = build_policy(settings, environment, device)
         updater = build_updater(settings, policy, streams)
         folder = RunFolder.create(settings, run_dir)
-        with Reporter(folder, settings) as reporter:
+        with folder.lock(), Reporter(folder, settings) as reporter:
             for note in (*notes, reason, f"run folder: {folder.path}"):
                 reporter.message(note)
             trainer = Trainer(
@@ -71,11 +73,12 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
 
     Args:
         run: the run folder.
-        total_timesteps: a new end; schedules stretch from the present progress. None keeps the old one.
+        total_timesteps: a new end. Schedules of an interrupted run stretch from where they stand; those of a finished
+            one start anew and run over the added timesteps. None keeps the old end.
         device: another device; None keeps the setting.
 
     Raises:
-        UserError: no run folder, or no checkpoint that loads.
+        UserError: no run folder, no checkpoint that loads, or another process is training in the folder.
         RunError: training failed; the last good checkpoint is named.
         KeyboardInterrupt: after Ctrl-C, with everything saved.
     """
@@ -92,7 +95,10 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
     state = None if found is None else found[1].state
     done = 0 if state is None else state["timesteps"]
     if done >= settings.total_timesteps:
-        print(f"{run} is finished: {done} of {settings.total_timesteps} timesteps; --total-timesteps N trains further")
+        print(
+            f"{run} has {done} of {settings.total_timesteps} timesteps, nothing is left to do; a larger "
+            "--total-timesteps trains further"
+        )
         return folder.path
     environment = make_environment(settings)
     try:
@@ -102,10 +108,10 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
         streams.seed_globals()
         policy = build_policy(settings, environment, chosen)
         updater = build_updater(settings, policy, streams)
-        if changes:
-            folder.write_settings(settings)
-        folder.record_start()
-        with Reporter(folder, settings, resume_at=done) as reporter:
+        with folder.lock(), Reporter(folder, settings, resume_at=done) as reporter:
+            if changes:
+                folder.write_settings(settings)
+            folder.record_start()
             trainer = Trainer(
                 settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
             )
@@ -113,11 +119,7 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
             if state is None:
                 reporter.message("no checkpoint was written before the interruption: starting from the beginning")
             else:
-                trainer.load_state_dict(state)
-                before = Settings.from_dict(state["settings"], source=str(run)).total_timesteps
-                if before != settings.total_timesteps:
-                    trainer.settings = dataclasses.replace(settings, total_timesteps=before)
-                    trainer.stretch(settings.total_timesteps)
+                _take_back(trainer, state, run)
                 reporter.message(
                     f"resumed at {done} timesteps: weights, optimizer, curvature, counters and random streams came "
                     "back; environments start fresh episodes"
@@ -126,6 +128,28 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
     finally:
         environment.close()
     return folder.path
+
+
+def _take_back(trainer: Trainer, state: Mapping[str, Any], run: Path) -> None:
+    """Load a checkpoint's state, and lead the schedules on where the run got another end."""
+    settings = trainer.settings
+    before = Settings.from_dict(state["settings"], source=str(run)).total_timesteps
+    try:
+        trainer.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{run}: the checkpoint does not fit {SETTINGS_FILE}, which was changed since, or another version of "
+            f"acktr wrote it: {reason}"
+        ) from error
+    if before == settings.total_timesteps:
+        return
+    if trainer.timesteps >= before:
+        trainer.extend(settings.total_timesteps - trainer.timesteps)
+        trainer.reporter.message("the run was finished: its schedules start anew over the added timesteps")
+    else:
+        trainer.settings = dataclasses.replace(settings, total_timesteps=before)
+        trainer.stretch(settings.total_timesteps)
 
 
 def make_environment(settings: Settings, env: EnvironmentLike | None = None) -> VectorEnvironment:
@@ -202,27 +226,32 @@ def is_convolutional(settings: Settings, environment: VectorEnvironment) -> bool
 
 
 def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
-    with _interruptible() as stop:
+    with _interruptible(trainer.reporter) as stop:
         complete = trainer.train(stop=lambda: bool(stop))
+    trainer.reporter.rest()
+    name = shlex.quote(str(folder.path))
     if not complete:
-        trainer.reporter.message(f"interrupted; saved. Go on with `acktr resume {folder.path}`")
+        saved = "exact resume goes on from the last checkpoint" if trainer.settings.exact_resume else "saved"
+        trainer.reporter.message(f"interrupted; {saved}. Go on with `acktr resume {name}`")
         raise KeyboardInterrupt
     if trainer.episodes:
         plot([folder.path], folder.path / CURVE_FILE)
     else:
         trainer.reporter.message("no episode ended, so there is no curve")
-    trainer.reporter.message(f"finished; evaluate with `acktr evaluate {folder.path}`")
+    trainer.reporter.message(f"finished; evaluate with `acktr evaluate {name}`")
 
 
 @contextmanager
-def _interruptible() -> Iterator[list[int]]:
+def _interruptible(reporter: Reporter) -> Iterator[list[int]]:
     """A list that holds something once Ctrl-C or SIGTERM came; a second one ends the process at once."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if received:
+            os.write(2, b"\nacktr: stopped at once; resume goes on from the last checkpoint\n")
             os._exit(130)
         received.append(number)
+        reporter.message("stopping after this update; once more stops at once, without saving")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -113,18 +113,21 @@ class Trainer:
                 if settings.exact_resume:
                     self._restart_environments()
         complete = self.timesteps >= settings.total_timesteps
-        self.checkpoint(is_final=complete)
+        if complete or not settings.exact_resume:  # exact resume goes on from a barrier, which an interruption is not
+            self.checkpoint(is_final=complete)
         return complete
 
     def extend(self, timesteps: int) -> None:
         """Set the end that many timesteps ahead; schedules start anew and run until there."""
         self._schedule = (self.timesteps, 0.0)
         self.settings = dataclasses.replace(self.settings, total_timesteps=self.timesteps + timesteps)
+        self.reporter.expect(self.settings.total_timesteps)
 
     def stretch(self, total_timesteps: int) -> None:
         """Set another end; schedules go on from their present value and reach theirs there."""
         self._schedule = (self.timesteps, self.progress)
         self.settings = dataclasses.replace(self.settings, total_timesteps=total_timesteps)
+        self.reporter.expect(total_timesteps)
 
     @property
     def progress(self) -> float:
@@ -188,14 +191,14 @@ class Trainer:
             if skipped >= self._interval.updates
             else "an episode's return is not finite"
         )
+        advice = "try a smaller max_kl or lr, or reward_clip sign"
+        if (strange := self.rollout.strange()) is not None:
+            reason, advice = f"the environment gave {strange}", "mend the environment"
         self.reporter.message(f"last losses: policy {figures['policy_loss']:.4g}, value {figures['value_loss']:.4g}")
         kept = "no checkpoint was written yet"
         if self.folder is not None and (last := self.folder.latest_checkpoint()) is not None:
             kept = f"the last good checkpoint is {last}"
-        raise RunError(
-            f"training diverged at {self.timesteps} timesteps: {reason}; {kept}; "
-            "try a smaller --max-kl or --lr, or --reward-clip sign"
-        )
+        raise RunError(f"training diverged at {self.timesteps} timesteps: {reason}; {kept}; {advice}")
 
     # --- persistence -------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """A film of a policy at play, with its raw score."""
 
+import os
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,11 @@ def record(
         raise UserError(f"{output}: films are written as {' or '.join(_SUFFIXES)}; give such a path")
     if not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: there is no folder {output.parent}; make it or give another path")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise UserError(f"{output} cannot be written: no permission; give another path")
     atari = family(settings.env) == "atari"
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own choice, GLFW, needs a display
     environment, screen = _pair(settings, atari=atari)
     fps = _ATARI_FPS if atari else environment.render_fps
     generator = torch.Generator(device).manual_seed(seed)
@@ -64,7 +70,7 @@ def record(
     frames = 0
     try:
         observations = environment.reset([seed])
-        picture = screen.reset([seed])[0, 0] if screen is not None else environment.render()
+        picture = screen.reset([seed])[0, 0] if screen is not None else _first_picture(environment)
         with closing(_writer(output, fps)) as writer:
             while len(returns) < episodes and frames < _MOST_FRAMES:
                 writer.append_data(_enlarge(picture))
@@ -85,6 +91,19 @@ def record(
         if screen is not None:
             screen.close()
     return {"output": str(output), "frames": frames, "fps": fps, "returns": returns}
+
+
+def _first_picture(environment: VectorEnvironment) -> NDArray[np.uint8]:
+    try:
+        return environment.render()
+    except UserError:
+        raise
+    except Exception as error:  # each renderer has exceptions of its own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"'{environment.id}' cannot be drawn: {reason}; MuJoCo without a display takes MUJOCO_GL=egl (libegl1 on "
+            "Debian) or osmesa"
+        ) from error
 
 
 def _pair(settings: Settings, *, atari: bool) -> tuple[VectorEnvironment, VectorEnvironment | None]:

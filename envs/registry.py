@@ -83,8 +83,9 @@ def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object
         return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array" if render else None)
     except (gymnasium.error.Error, ImportError) as error:
         advice = one_line(error)
-        if "pip install" not in advice and isinstance(error, ImportError):
-            advice += "; install the missing package with pip install"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if "pip install" not in advice and missing:
+            advice += f"; install the package that holds {missing}"
         raise UserError(f"environment '{spec.id}' cannot be made: {advice}") from error
 
 
@@ -101,6 +102,13 @@ def _nearest(name: str) -> str:
     by_lower = {id.lower(): id for id in gymnasium.registry}
     if name.lower() in by_lower:
         return f"; nearest: {by_lower[name.lower()]}"
+    games = [
+        game
+        for candidate in difflib.get_close_matches(name.lower(), by_lower, n=3)
+        for game in suggested_ids(by_lower[candidate])
+    ]
+    if games:
+        return f"; nearest: {' or '.join(games[:2])}"
     stem = name.lower().rpartition("-v")[0] or name.lower()
     versions = [id for lower, id in by_lower.items() if lower.rpartition("-v")[0] == stem]
     near = versions[-3:] or [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=3)]

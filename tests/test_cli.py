@@ -326,7 +326,7 @@ def test_train_evaluate_export_resume_on_cartpole(
     assert cli.main(["train", *TINY, "--run-dir", "run"]) == 2
     assert "already holds a run" in capfd.readouterr().err
     assert cli.main(["resume", "run"]) == 0
-    assert "is finished" in capfd.readouterr().out
+    assert "nothing is left to do" in capfd.readouterr().out
     assert cli.main(["resume", "policy.safetensors"]) == 2
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acktr.agents import evaluation
 from acktr.agents.evaluation import bootstrap_interval, evaluate
 from acktr.agents.human_scores import human_normalised
 from acktr.agents.policy import ActorCritic
@@ -116,8 +117,23 @@ def test_the_result_is_plain_json_with_the_documented_names_and_no_nan() -> None
         "stalled",
         "protocol",
     ]
-    assert (result["return_mean"], result["return_median"], result["return_std"]) == (6.0, 6.0, 0.0)
+    assert (result["return_mean"], result["return_median"]) == (6.0, 6.0)
+    assert (result["return_std"], result["return_ci95"]) == (None, None)  # one game says nothing of the spread
     assert result["human_normalised"] is None
+
+
+def test_a_game_that_never_ends_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_LONGEST_GAME", 30)
+    assert run(Script([[29], [30]], lambda *_: 1.0), episodes=4)["length_mean"] == 29.5
+    with pytest.raises(UserError, match=r"did not end in 30 decisions.*max_episode_steps"):
+        run(Script([[5], [31]], lambda *_: 1.0), episodes=2)
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    run(Script([[2], [3]], lambda *_: 1.0), episodes=4, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (4, 4)
+    assert sorted(told) == told
 
 
 def test_truncated_games_count_and_stalls_are_those_that_wait_for_the_limit() -> None:

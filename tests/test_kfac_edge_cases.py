@@ -1,6 +1,7 @@
 """Inputs at the edge: what once crashed, stalled or silently misled K-FAC."""
 
 import copy
+import warnings
 from typing import Any, Literal
 
 import pytest
@@ -210,6 +211,25 @@ def test_an_empty_batch_leaves_the_statistics_alone() -> None:
     optimizer.update_statistics(GaussNewton(values=values))
     with pytest.raises(RuntimeError, match="no statistics yet"):
         optimizer.units[0].block.to_dense()
+
+
+def test_what_is_no_model_and_no_state_is_refused() -> None:
+    model = policy()
+    with pytest.raises(TypeError, match="the model itself"):
+        KFAC(model.parameters())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no state of KFAC"):
+        KFAC(model).load_state_dict(torch.optim.Adam(model.parameters()).state_dict())
+
+
+def test_a_first_step_without_any_curvature_is_warned_of_once() -> None:
+    model = policy()
+    optimizer = KFAC(model)
+    model(torch.randn(2, 3)).sum().backward()
+    with pytest.warns(UserWarning, match="before any update_statistics"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
 
 
 def test_copying_says_how_to_copy() -> None:

@@ -113,7 +113,7 @@ def test_an_export_of_a_run_takes_its_final_checkpoint_and_can_be_exported_again
 
 def test_an_export_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c", state(), kind="checkpoint")
-    with pytest.raises(UserError, match="cannot be written: No such file or directory"):
+    with pytest.raises(UserError, match="cannot be written: there is no folder"):
         export(tmp_path / "c", tmp_path / "absent" / "p")
 
 

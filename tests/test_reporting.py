@@ -218,6 +218,16 @@ def test_figures_that_are_missing_show_as_a_dash_and_nothing_prints_when_quiet(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("width", "lines"), [(200, 1), (80, 2), (50, 3)])
+def test_the_live_status_breaks_between_figures_only(width: int, lines: int) -> None:
+    figures = [("steps", "2,000,000/2,000,000 (100%)"), ("steps/s", "1,029"), ("return", "401 (12345 ep)")]
+    figures += [("KL pred/meas", "8.62e-06/0.000294"), ("entropy", "1.39")]
+    packed = reporting._packed(figures, width)
+    assert len(packed) == lines
+    assert [figure for row in packed for figure in row] == figures
+    assert all(len("   ".join(f"{name} {value}" for name, value in row)) <= width for row in packed)
+
+
 def test_on_a_terminal_there_is_one_live_status_and_the_cursor_stays_visible() -> None:
     program = (
         "from acktr.agents.reporting import Reporter; from acktr.agents.settings import Settings; import time\n"

@@ -106,9 +106,6 @@ def test_exact_resume_of_an_interrupted_run_equals_an_uninterrupted_one(
     straight = runs.train(settings, run_dir=tmp_path / "straight")
     broken = tmp_path / "broken"
     interrupted(settings, broken, updates)
-    # what a crash leaves: the checkpoint of the interruption itself is not on the uninterrupted run's grid
-    newest = max((broken / "checkpoints").glob("step-*"), key=lambda file: int(file.stem.split("-")[1]))
-    newest.unlink()
     runs.resume(broken)
     assert_equal_tensors(straight / "checkpoints" / "final.safetensors", broken / "checkpoints" / "final.safetensors")
     assert [row["timesteps"] for row in read_metrics(straight / "metrics.csv")] == [
@@ -140,6 +137,35 @@ def test_resume_with_a_longer_total_stretches_the_schedule_from_where_it_stands(
     assert RunFolder.open(tmp_path / "run").settings.total_timesteps == 8000
 
 
+def test_a_finished_run_that_is_prolonged_goes_on_learning(tmp_path: Path) -> None:
+    settings = settings_for("CartPole-v1", total_timesteps=1000, log_interval=1)
+    folder = runs.train(settings, run_dir=tmp_path / "run")
+    before = tensors_of(folder / "checkpoints" / "final.safetensors")
+    rows_before = len(read_metrics(folder / "metrics.csv"))
+    runs.resume(folder, total_timesteps=3000)
+    after = tensors_of(folder / "checkpoints" / "final.safetensors")
+    assert all(not torch.equal(after[name], value) for name, value in before.items() if name.startswith("/policy/"))
+    rates = [row["learning_rate"] or 0.0 for row in read_metrics(folder / "metrics.csv")[rows_before:]]
+    assert rates[0] == settings.lr
+    assert rates[-1] < 0.3 * settings.lr
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    settings = settings_for("CartPole-v1", total_timesteps=4000)
+    interrupted(settings, tmp_path / "run", 3)
+    with RunFolder.open(tmp_path / "run").lock(), pytest.raises(UserError, match="another process is training"):
+        runs.resume(tmp_path / "run")
+    runs.resume(tmp_path / "run")
+
+
+def test_settings_edited_so_that_the_checkpoint_does_not_fit_are_a_user_error(tmp_path: Path) -> None:
+    interrupted(settings_for("CartPole-v1", total_timesteps=4000), tmp_path / "run", 3)
+    file = tmp_path / "run" / "settings.yaml"
+    file.write_text(file.read_text().replace("- 64", "- 32"))
+    with pytest.raises(UserError, match=r"does not fit settings\.yaml"):
+        runs.resume(tmp_path / "run")
+
+
 def test_a_finished_run_says_so_and_an_existing_folder_is_not_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +173,7 @@ def test_a_finished_run_says_so_and_an_existing_folder_is_not_overwritten(
     folder = runs.train(settings, run_dir=tmp_path / "run")
     stamp = (folder / "checkpoints" / "final.safetensors").read_bytes()
     runs.resume(folder)
-    assert "finished" in capsys.readouterr().out
+    assert "nothing is left to do" in capsys.readouterr().out
     with pytest.raises(UserError, match="acktr resume"):
         runs.train(settings, run_dir=folder)
     assert (folder / "checkpoints" / "final.safetensors").read_bytes() == stamp
@@ -181,7 +207,7 @@ class Broken(gymnasium.Env[Any, Any]):
 @pytest.mark.parametrize("agent", [acktr.ACKTR, acktr.A2C])
 def test_diverging_training_stops_with_the_reason_and_finite_weights(agent: Any, tmp_path: Path) -> None:
     trained = agent(Broken, num_envs=2, num_steps=10, run_dir=tmp_path / "run", checkpoint_interval=50)
-    with pytest.raises(RunError, match=r"non-finite.*last good checkpoint"):
+    with pytest.raises(RunError, match=r"a reward that is not finite.*last good checkpoint.*mend the environment"):
         trained.learn(5000)
     assert all(torch.isfinite(p).all() for p in trained.policy.parameters())
     for file in (tmp_path / "run" / "checkpoints").glob("*.safetensors"):
@@ -221,3 +247,63 @@ def test_library_learns_cartpole_and_saves_and_loads(tmp_path: Path) -> None:
         acktr.load(tmp_path / "agent.safetensors", "Acrobot-v1")
     before = loaded.timesteps
     assert loaded.learn(500).timesteps >= before + 500
+
+
+def test_an_agent_with_a_torso_of_its_own_comes_back_with_it(tmp_path: Path) -> None:
+    def torso() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+
+    agent = acktr.ACKTR("CartPole-v1", torso=torso()).learn(1e3)
+    agent.save(tmp_path / "agent.safetensors")
+    with pytest.raises(UserError, match="torso="):
+        acktr.load(tmp_path / "agent.safetensors")
+    loaded = acktr.load(tmp_path / "agent.safetensors", torso=torso())
+    for one, two in zip(agent.policy.parameters(), loaded.policy.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_torso_without_one_row_of_features_per_observation_is_refused() -> None:
+    with pytest.raises(UserError, match=r"must give features \(2, F\), it gave \(2, 4, 1\)"):
+        acktr.ACKTR("CartPole-v1", torso=torch.nn.Unflatten(1, (4, 1)))
+    with pytest.raises(UserError, match=r"does not take observations of shape \(2, 4\)"):
+        acktr.ACKTR("CartPole-v1", torso=torch.nn.Linear(5, 8))
+
+
+def test_a_run_folder_loads_as_an_agent(tmp_path: Path) -> None:
+    folder = runs.train(settings_for("CartPole-v1", total_timesteps=1000), run_dir=tmp_path / "run")
+    assert acktr.load(folder).timesteps >= 1000
+
+
+@pytest.mark.parametrize(
+    ("env", "observation", "reason"),
+    [
+        ("CartPole-v1", np.zeros(5), r"shape \(4,\)"),
+        ("CartPole-v1", 0.0, r"shape \(4,\)"),
+        ("CartPole-v1", np.full(4, np.nan), "nan"),
+        ("FrozenLake-v1", 99, "99"),
+    ],
+)
+def test_observations_that_are_none_of_the_environments_are_refused(env: str, observation: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        acktr.ACKTR(env).predict(observation)
+
+
+@pytest.mark.parametrize("timesteps", [0, 1.5, "abc", None])
+def test_learn_takes_whole_numbers(timesteps: Any) -> None:
+    with pytest.raises(UserError, match="whole number"):
+        acktr.ACKTR("CartPole-v1").learn(timesteps)
+
+
+def test_files_that_cannot_be_written_are_a_user_error(tmp_path: Path) -> None:
+    agent = acktr.ACKTR("CartPole-v1")
+    with pytest.raises(UserError, match="it is a folder"):
+        agent.save(tmp_path)
+    with pytest.raises(UserError, match="there is no folder"):
+        agent.save(tmp_path / "absent" / "agent.safetensors")
+
+
+def test_progress_is_shown_towards_the_end_of_this_call(capsys: pytest.CaptureFixture[str]) -> None:
+    acktr.ACKTR("CartPole-v1", verbose=True).learn(2000).close()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("steps ")]
+    assert lines
+    assert all("/2,000 " in line for line in lines)

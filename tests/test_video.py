@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from acktr.agents.settings import Settings
-from acktr.agents.video import _enlarge, record
+from acktr.agents.video import _enlarge, _first_picture, record
 from acktr.envs.make import make_screen, make_vec
 from acktr.errors import UserError
 
@@ -122,6 +122,18 @@ def test_bad_outputs_are_refused_before_anything_is_played(tmp_path: Path) -> No
     with pytest.raises(UserError, match="there is no folder"):
         film("PongNoFrameskip-v4", tmp_path / "absent" / "game.mp4", actions=6)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_environment_that_cannot_be_drawn_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = make_vec("CartPole-v1", 1)
+
+    def fail() -> Any:
+        raise RuntimeError("an OpenGL platform library has not been loaded")
+
+    monkeypatch.setattr(environment, "render", fail)
+    with pytest.raises(UserError, match=r"OpenGL.*MUJOCO_GL=egl"):
+        _first_picture(environment)
+    environment.close()
 
 
 @pytest.mark.parametrize("shape", [(210, 160, 3), (480, 480, 3), (25, 33, 3), (401, 501, 3)])

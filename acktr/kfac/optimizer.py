@@ -69,6 +69,7 @@ class KFAC(torch.optim.Optimizer):
             momentum after it, so that published settings carry over. Needs damping_mode "exact".
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: a setting out of range, a model without trainable parameters or with some of less than single
             precision (use torch.autocast for those forward passes), or a layer too wide to factor.
     """
@@ -90,6 +91,8 @@ class KFAC(torch.optim.Optimizer):
         conv_factors: FactorKind = "expand",
         compat: Compat = "none",
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"KFAC takes the model itself, an nn.Module, got {type(model).__name__}")
         _check_range("lr", lr, 0.0, None)
         _check_range("momentum", momentum, 0.0, 1.0, high_open=True)
         _check_range("damping", damping, 0.0, None)
@@ -129,6 +132,7 @@ class KFAC(torch.optim.Optimizer):
         self._device = trainable[0].device
         zero = torch.zeros((), dtype=trainable[0].dtype, device=self._device)
         self.steps = 0
+        self._informed = False  # of the curvature: the first step without any is worth a warning
         self.refresh_count = 0
         self.retry_count = 0
         self.stale_count = 0
@@ -202,6 +206,7 @@ class KFAC(torch.optim.Optimizer):
     def _update_statistics(
         self, metric: Metric, weights: Tensor | None, calls: list[Call], standalone: list[StandaloneUnit]
     ) -> None:
+        self._informed = True
         losses = metric.losses()
         if losses.shape[1] == 0:
             return
@@ -250,6 +255,12 @@ class KFAC(torch.optim.Optimizer):
         return loss
 
     def _step(self) -> None:
+        if not self._informed:
+            self._informed = True
+            warnings.warn(
+                "KFAC.step before any update_statistics: without curvature the step follows the plain gradient",
+                stacklevel=4,
+            )
         with record_function("kfac::inverses"):
             self._refresh_due()
         self._last = AppliedStep(self.scale)
@@ -405,8 +416,10 @@ class KFAC(torch.optim.Optimizer):
         """Take back what `state_dict` gave; the next step is then equal to the bit.
 
         Raises:
-            ValueError: it belongs to a model with other parameters, or to another damping mode.
+            ValueError: it is another optimizer's, or belongs to a model with other parameters or another damping mode.
         """
+        if "curvature" not in state_dict:
+            raise ValueError("this is no state of KFAC: it holds no curvature")
         curvature = state_dict["curvature"]
         names = [unit.name for unit in self.units]
         if sorted(curvature["blocks"]) != sorted(names):
@@ -417,6 +430,7 @@ class KFAC(torch.optim.Optimizer):
         for unit in self.units:
             unit.block.load_state_dict(curvature["blocks"][unit.name])
         self.steps = curvature["steps"]
+        self._informed = True
         self._momentum_mass = curvature["momentum_mass"].to(self._device, copy=True)
         self.skipped = curvature["skipped"].to(self._device, copy=True)
         self.refresh_count, self.retry_count, self.stale_count = curvature["counts"]

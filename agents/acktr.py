@@ -50,6 +50,7 @@ class ACKTRUpdater:
             critic = nn.ModuleDict({"torso": policy.value_torso, "head": policy.value_head})
             self.optimizer = _kfac(actor, settings, lr=settings.lr, max_kl=settings.max_kl)
             self.critic = _kfac(critic, settings, lr=settings.critic_lr, max_kl=settings.critic_max_kl)
+        self._limit = 0.0
         self._updates = 0
         self._rotation = 0
         device = next(policy.parameters()).device
@@ -78,7 +79,7 @@ class ACKTRUpdater:
         if self.critic is not None:
             self.critic.step()
         divergence: dict[str, Tensor] = {}
-        if settings.step_control == "measured":
+        if settings.max_measured_kl > 0:
             divergence = self._control(self._measure(first, batch, weights, sigma))
         elif self._updates % settings.kl_interval == 0:
             divergence = self._measure(first, batch, weights, sigma)
@@ -97,6 +98,7 @@ class ACKTRUpdater:
 
     def _follow_schedules(self, progress: float) -> None:
         settings = self.settings
+        self._limit = max(scheduled(settings.max_measured_kl, settings.kl_schedule, progress), 1e-12)
         for optimizer, lr, max_kl in (
             (self.optimizer, settings.lr, settings.max_kl),
             (self.critic, settings.critic_lr, settings.critic_max_kl),
@@ -111,8 +113,7 @@ class ACKTRUpdater:
         parts = max(1, min(rows, round(1 / self.settings.stat_fraction)))
         if parts == 1 or not self.optimizer.statistics_due:
             with self._capture():
-                distribution, values = self.policy(batch.observations)
-            return [Outputs(distribution=distribution, values=values, rows=slice(None))]
+                return [self._outputs(batch, slice(None))]
         offset = self._rotation % parts
         self._rotation += 1
         index = torch.arange(rows, device=batch.observations.device)
@@ -120,12 +121,17 @@ class ACKTRUpdater:
         diagonal = (index + index // batch.num_envs) % parts
         chosen, rest = index[diagonal == offset], index[diagonal != offset]
         with self._capture():
-            distribution, values = self.policy(batch.observations[chosen])
-        others, other_values = self.policy(batch.observations[rest])
-        return [
-            Outputs(distribution=distribution, values=values, rows=chosen),
-            Outputs(distribution=others, values=other_values, rows=rest),
-        ]
+            first = self._outputs(batch, chosen)
+        return [first, self._outputs(batch, rest)]
+
+    def _outputs(self, batch: Batch, rows: Tensor | slice) -> Outputs:
+        distribution, values, held = self.policy.evaluate(batch.observations[rows])
+        return Outputs(
+            distribution=distribution,
+            values=values,
+            rows=rows,
+            held_values=held if self.settings.center_values else None,
+        )
 
     @contextlib.contextmanager
     def _capture(self) -> Iterator[None]:
@@ -180,13 +186,12 @@ class ACKTRUpdater:
         return {"kl_measured": policy + weighted_mean(moved, weights), "kl_policy": policy}
 
     def _control(self, measured: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Shorten the step where its measured KL exceeds `max_kl`, taking the KL as quadratic in the step's length.
+        """Shorten a step whose measured KL exceeds `max_measured_kl`, taking the KL as quadratic in its length.
 
         The KL returned for a shortened step is that quadratic estimate.
         """
         kl = measured["kl_measured"]
-        limit = self.optimizer.param_groups[0]["max_kl"]
-        factor = (limit / kl.clamp(min=limit)).sqrt()
+        factor = (self._limit / kl.clamp(min=self._limit)).sqrt()
         # a step whose KL is not finite is taken back altogether
         self.optimizer.contract(torch.where(torch.isfinite(kl), factor, 0.0))
         return {

@@ -6,6 +6,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn import functional
 
 from acktr.agents.distributions import build_head
 from acktr.agents.networks import Encoder, build_torso, orthogonal_linear
@@ -55,10 +56,16 @@ class ActorCritic(nn.Module):
         Returns:
             N distributions, and values (N,).
         """
+        distribution, values, _ = self.evaluate(observations)
+        return distribution, values
+
+    def evaluate(self, observations: Tensor) -> tuple[Distribution, Tensor, Tensor]:
+        """`forward`, and the values' part w·features (N,) whose gradient reaches the features and not w."""
         encoded = self.encoder(observations)
         features = self.torso(encoded)
         value_features = features if self.value_torso is None else self.value_torso(encoded)
-        return self.policy_head(features), self.value_head(value_features).squeeze(-1)
+        held = functional.linear(value_features, self.value_head.weight.detach()).squeeze(-1)
+        return self.policy_head(features), self.value_head(value_features).squeeze(-1), held
 
     def values(self, observations: Tensor) -> Tensor:
         """Values (N,) alone."""

@@ -127,6 +127,12 @@ class Settings:
     value_coef: float = setting(
         0.5, "Weight of 1/2 (v - R)^2.", typical="0.25 to 1", origin="Baselines: 0.25 (v - R)^2", low=0
     )
+    center_values: bool = setting(
+        False,
+        "ACKTR: let the value head alone learn the batch's mean value error, not the layers below it.",
+        typical="true on frames",
+        origin="this project",
+    )
     normalize_advantages: bool = setting(
         False, "Give advantages mean 0 and deviation 1 in each batch.", typical="true on MuJoCo", origin="this project"
     )
@@ -159,11 +165,12 @@ class Settings:
         low=0,
         low_open=True,
     )
-    step_control: Literal["predicted", "measured"] = setting(
-        "predicted",
-        "predicted: max_kl bounds K-FAC's estimate; measured: a step whose measured KL exceeds it is shortened too.",
-        typical="measured",
+    max_measured_kl: float = setting(
+        0.0,
+        "A step whose measured KL exceeds this many nats is shortened to it; 0 leaves it to the predicted KL.",
+        typical="0.003 to 0.03",
         origin="this project",
+        low=0,
     )
     damping: float = setting(
         0.01,

@@ -1,0 +1,72 @@
+"""The actor-critic objective against its gradients written out."""
+
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance
+from acktr.agents.policy import ActorCritic
+from acktr.agents.rollout import Batch
+from acktr.agents.settings import Settings
+
+
+def policy_and_batch(weights: Tensor | None) -> tuple[ActorCritic, Batch]:
+    torch.manual_seed(0)
+    settings = Settings(env="CartPole-v1", hidden_sizes=(7,), shared_trunk=True)
+    policy = ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings)
+    batch = Batch(
+        observations=torch.randn(12, 3),
+        actions=torch.randint(0, 4, (12,)),
+        advantages=torch.randn(12),
+        returns=torch.randn(12) + 5,
+        weights=weights,
+        valid_rows=12 if weights is None else int(weights.sum()),
+        num_envs=4,
+    )
+    return policy, batch
+
+
+def value_gradients(policy: ActorCritic, batch: Batch, *, centred: bool, parts: int = 1) -> dict[str, Tensor]:
+    outputs = []
+    for rows in torch.arange(12).split(12 // parts):
+        distribution, values, held = policy.evaluate(batch.observations[rows])
+        outputs.append(
+            Outputs(distribution=distribution, values=values, rows=rows, held_values=held if centred else None)
+        )
+    losses = actor_critic_losses(outputs, batch, normalize_advantages=False)
+    policy.zero_grad()
+    losses.value.backward()
+    found = {name: value.grad.clone() for name, value in policy.named_parameters() if value.grad is not None}
+    return {**found, "loss": losses.value.detach()}
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1])])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_centred_value_loss_is_half_the_variance_below_the_head_and_the_whole_error_at_it(
+    weights: Tensor | None, parts: int
+) -> None:
+    policy, batch = policy_and_batch(weights)
+    plain, centred = (value_gradients(policy, batch, centred=flag, parts=parts) for flag in (False, True))
+    torch.testing.assert_close(centred["loss"], plain["loss"])
+    for name in ("value_head.weight", "value_head.bias"):
+        torch.testing.assert_close(centred[name], plain[name])
+
+    valid = slice(None) if weights is None else weights > 0
+    _, values = policy(batch.observations)
+    errors = (values - batch.returns)[valid]
+    policy.zero_grad()
+    (errors.var(correction=0) / 2).backward()
+    for name, parameter in policy.torso.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(centred[f"torso.{name}"], parameter.grad, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(centred[f"torso.{name}"], plain[f"torso.{name}"])
+
+
+def test_explained_variance_of_equal_returns_is_finite() -> None:
+    ones = torch.ones(4)
+    assert float(explained_variance(ones * 3, ones, None)) == 1.0
+    assert float(explained_variance(torch.randn(4), ones, None)) == 0.0
+    assert float(explained_variance(ones, ones, torch.zeros(4))) == 1.0
+    values = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    assert float(explained_variance(values, values + 5, None)) == 1.0

@@ -282,8 +282,8 @@ class KFAC(torch.optim.Optimizer):
             if self.compat == "baselines":
                 inner += group["lr"] ** 2 * (direction * gradient).sum()
             directions.append(direction)
-        # a non-finite gradient makes its direction so too; the squared length leaves room for products with F
-        lengths = torch.stack([direction.square().sum().to(inner) for direction in directions])
+        # a non-finite gradient makes its direction so too; lengths, summed as squares, leave room for products with F
+        lengths = torch.stack([torch.linalg.vector_norm(direction).to(inner) for direction in directions])
         usable = torch.isfinite(lengths.sum())
         rows = [
             [torch.where(usable, part, 0.0) for part in self.units[index].split(direction)]

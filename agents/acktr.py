@@ -125,13 +125,11 @@ class ACKTRUpdater:
         return [first, self._outputs(batch, rest)]
 
     def _outputs(self, batch: Batch, rows: Tensor | slice) -> Outputs:
+        if not self.settings.center_values:
+            distribution, values = self.policy(batch.observations[rows])
+            return Outputs(distribution=distribution, values=values, rows=rows)
         distribution, values, held = self.policy.evaluate(batch.observations[rows])
-        return Outputs(
-            distribution=distribution,
-            values=values,
-            rows=rows,
-            held_values=held if self.settings.center_values else None,
-        )
+        return Outputs(distribution=distribution, values=values, rows=rows, held_values=held)
 
     @contextlib.contextmanager
     def _capture(self) -> Iterator[None]:

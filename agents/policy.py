@@ -56,16 +56,19 @@ class ActorCritic(nn.Module):
         Returns:
             N distributions, and values (N,).
         """
-        distribution, values, _ = self.evaluate(observations)
-        return distribution, values
+        features, value_features = self._features(observations)
+        return self.policy_head(features), self.value_head(value_features).squeeze(-1)
 
     def evaluate(self, observations: Tensor) -> tuple[Distribution, Tensor, Tensor]:
         """`forward`, and the values' part w·features (N,) whose gradient reaches the features and not w."""
-        encoded = self.encoder(observations)
-        features = self.torso(encoded)
-        value_features = features if self.value_torso is None else self.value_torso(encoded)
+        features, value_features = self._features(observations)
         held = functional.linear(value_features, self.value_head.weight.detach()).squeeze(-1)
         return self.policy_head(features), self.value_head(value_features).squeeze(-1), held
+
+    def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        encoded = self.encoder(observations)
+        features = self.torso(encoded)
+        return features, features if self.value_torso is None else self.value_torso(encoded)
 
     def values(self, observations: Tensor) -> Tensor:
         """Values (N,) alone."""

@@ -8,7 +8,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.profiler import record_function
 
 from acktr.kfac.blocks import DampingMode
 from acktr.kfac.capture import Call, Recorder, backward_passes, calls_of
+from acktr.kfac.checks import check_choice, check_range
 from acktr.kfac.metrics import Metric
 from acktr.kfac.statistics import FactorKind, Thinning
 from acktr.kfac.step import AppliedStep, quadratic_form
@@ -93,19 +94,19 @@ class KFAC(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"KFAC takes the model itself, an nn.Module, got {type(model).__name__}")
-        _check_range("lr", lr, 0.0, None)
-        _check_range("momentum", momentum, 0.0, 1.0, high_open=True)
-        _check_range("damping", damping, 0.0, None)
-        _check_range("stat_decay", stat_decay, 0.0, 1.0, high_open=True)
-        _check_range("stat_interval", stat_interval, 1, None)
-        _check_range("inverse_interval", inverse_interval, 1, None)
-        _check_range("position_stride", position_stride, 1, None)
+        check_range("lr", lr, 0.0, None)
+        check_range("momentum", momentum, 0.0, 1.0, high_open=True)
+        check_range("damping", damping, 0.0, None)
+        check_range("stat_decay", stat_decay, 0.0, 1.0, high_open=True)
+        check_range("stat_interval", stat_interval, 1, None)
+        check_range("inverse_interval", inverse_interval, 1, None)
+        check_range("position_stride", position_stride, 1, None)
         if max_kl is not None and not max_kl > 0:
             raise ValueError(f"max_kl takes a number above 0, or None, got {max_kl}")
-        _check_choice("damping_mode", damping_mode, DampingMode)
-        _check_choice("bias", bias, BiasMode)
-        _check_choice("conv_factors", conv_factors, FactorKind)
-        _check_choice("compat", compat, Compat)
+        check_choice("damping_mode", damping_mode, DampingMode)
+        check_choice("bias", bias, BiasMode)
+        check_choice("conv_factors", conv_factors, FactorKind)
+        check_choice("compat", compat, Compat)
         if compat == "baselines" and damping_mode != "exact":
             raise ValueError("compat='baselines' needs damping_mode='exact', as in the published code")
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -438,15 +439,3 @@ class KFAC(torch.optim.Optimizer):
 
 def _grad(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _check_range(name: str, value: float, low: float, high: float | None, *, high_open: bool = False) -> None:
-    fits = value >= low and (high is None or (value < high if high_open else value <= high))
-    if not fits:
-        bound = "" if high is None else f" and {'below' if high_open else 'at most'} {high:g}"
-        raise ValueError(f"{name} takes a number of at least {low:g}{bound}, got {value}")
-
-
-def _check_choice(name: str, value: str, choices: object) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"{name} takes one of {', '.join(get_args(choices))}, got {value!r}")

@@ -1,0 +1,25 @@
+"""Arguments of a caller, checked: what each takes, said in one line."""
+
+from typing import get_args
+
+
+def check_range(name: str, value: float, low: float, high: float | None, *, high_open: bool = False) -> None:
+    """Refuse a number outside [low, high], or [low, high) when `high_open`.
+
+    Raises:
+        ValueError: it lies outside, or is NaN.
+    """
+    fits = value >= low and (high is None or (value < high if high_open else value <= high))
+    if not fits:
+        bound = "" if high is None else f" and {'below' if high_open else 'at most'} {high:g}"
+        raise ValueError(f"{name} takes a number of at least {low:g}{bound}, got {value}")
+
+
+def check_choice(name: str, value: str, choices: object) -> None:
+    """Refuse a text that is none of a Literal's.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"{name} takes one of {', '.join(get_args(choices))}, got {value!r}")

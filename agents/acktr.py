@@ -10,8 +10,10 @@ second forward pass, and the sampled backward runs over the first part only.
 """
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,14 @@ from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric
 
 SIGMA_DECAY = 0.95
 """Decay of the running mean square of R - V, for `value_sigma` 0."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Moved:
+    """Mean KL between the outputs before and after a step, nats, 0-d: of the policy, and `(dV)²/(2 σ²)`."""
+
+    policy: Tensor
+    value: Tensor
 
 
 class ACKTRUpdater:
@@ -50,7 +60,7 @@ class ACKTRUpdater:
             critic = nn.ModuleDict({"torso": policy.value_torso, "head": policy.value_head})
             self.optimizer = _kfac(actor, settings, lr=settings.lr, max_kl=settings.max_kl)
             self.critic = _kfac(critic, settings, lr=settings.critic_lr, max_kl=settings.critic_max_kl)
-        self._limit = 0.0
+        self._limits = (math.inf, math.inf)
         self._updates = 0
         self._rotation = 0
         device = next(policy.parameters()).device
@@ -78,13 +88,11 @@ class ACKTRUpdater:
         self.optimizer.step()
         if self.critic is not None:
             self.critic.step()
+        controlled = settings.max_measured_kl > 0 or settings.max_measured_value_kl > 0
         divergence: dict[str, Tensor] = {}
-        if settings.max_measured_kl > 0:
-            divergence = self._control(self._measure(first, batch, weights, sigma))
-        elif self._updates % settings.kl_interval == 0:
-            divergence = self._measure(first, batch, weights, sigma)
-        if divergence:
-            divergence["kl_predicted"] = self.optimizer.kl_predicted
+        if controlled or self._updates % settings.kl_interval == 0:
+            moved = self._measure(first, batch, weights, sigma)
+            divergence = self._divergence(self._control(moved) if controlled else moved)
         figures = {
             **divergence,
             "policy_loss": losses.policy.detach(),
@@ -98,7 +106,10 @@ class ACKTRUpdater:
 
     def _follow_schedules(self, progress: float) -> None:
         settings = self.settings
-        self._limit = max(scheduled(settings.max_measured_kl, settings.kl_schedule, progress), 1e-12)
+        self._limits = (
+            _limit(settings.max_measured_kl, settings.kl_schedule, progress),
+            _limit(settings.max_measured_value_kl, settings.kl_schedule, progress),
+        )
         for optimizer, lr, max_kl in (
             (self.optimizer, settings.lr, settings.max_kl),
             (self.critic, settings.critic_lr, settings.critic_max_kl),
@@ -174,26 +185,34 @@ class ACKTRUpdater:
         return (self._residual_square / self._residual_mass.clamp(min=floor)).sqrt().clamp(min=1e-6)
 
     @torch.no_grad()
-    def _measure(self, part: Outputs, batch: Batch, weights: Tensor | None, sigma: Tensor | float) -> dict[str, Tensor]:
+    def _measure(self, part: Outputs, batch: Batch, weights: Tensor | None, sigma: Tensor | float) -> _Moved:
         """The KL that the step really made, on the rows of the first part."""
         after, values = self.policy(batch.observations[part.rows])
-        policy = mean_kl(part.distribution, after, weights).to(values)
-        if self.critic is not None:
-            return {"kl_measured": policy, "kl_policy": policy}
         moved = ((values - part.values) / sigma).square() / 2
-        return {"kl_measured": policy + weighted_mean(moved, weights), "kl_policy": policy}
+        return _Moved(policy=mean_kl(part.distribution, after, weights).to(values), value=weighted_mean(moved, weights))
 
-    def _control(self, measured: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Shorten a step whose measured KL exceeds `max_measured_kl`, taking the KL as quadratic in its length.
+    def _control(self, moved: _Moved) -> _Moved:
+        """Shorten a step whose measured KL exceeds its limit, taking the KL as quadratic in the step's length.
 
-        The KL returned for a shortened step is that quadratic estimate.
+        A shared trunk makes one step, shortened until both parts keep their limits; what is returned for a shortened
+        step is the quadratic estimate.
         """
-        kl = measured["kl_measured"]
-        factor = (self._limit / kl.clamp(min=self._limit)).sqrt()
-        # a step whose KL is not finite is taken back altogether
-        self.optimizer.contract(torch.where(torch.isfinite(kl), factor, 0.0))
+        policy, value = (
+            _allowed(kl, limit) for kl, limit in zip((moved.policy, moved.value), self._limits, strict=True)
+        )
+        if self.critic is None:
+            policy = value = torch.minimum(policy, value)
+        else:
+            self.critic.contract(value)
+        self.optimizer.contract(policy)
+        return _Moved(policy=_shortened(moved.policy, policy), value=_shortened(moved.value, value))
+
+    def _divergence(self, moved: _Moved) -> dict[str, Tensor]:
+        """The figures of the trust region; with separate torsos it is the policy's alone."""
         return {
-            name: torch.where(torch.isfinite(value), value * factor.square(), 0.0) for name, value in measured.items()
+            "kl_measured": moved.policy + moved.value if self.critic is None else moved.policy,
+            "kl_policy": moved.policy,
+            "kl_predicted": self.optimizer.kl_predicted,
         }
 
     def learning_rate(self) -> float:
@@ -230,6 +249,20 @@ class ACKTRUpdater:
         device = self._residual_square.device
         self._residual_square = state["residual_square"].to(device, copy=True)
         self._residual_mass = state["residual_mass"].to(device, copy=True)
+
+
+def _limit(limit: float, schedule: Literal["linear", "constant"], progress: float) -> float:
+    return max(scheduled(limit, schedule, progress), 1e-12) if limit > 0 else math.inf
+
+
+def _allowed(kl: Tensor, limit: float) -> Tensor:
+    """What part of a step of this KL keeps the limit; none of a step whose KL is not finite."""
+    floor = torch.finfo(kl.dtype).tiny
+    return torch.where(torch.isfinite(kl), (limit / kl.clamp(min=floor)).clamp(max=1).sqrt(), 0.0)
+
+
+def _shortened(kl: Tensor, factor: Tensor) -> Tensor:
+    return torch.where(factor > 0, kl * factor.square(), 0.0)
 
 
 def _kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: float) -> KFAC:

@@ -167,8 +167,15 @@ class Settings:
     )
     max_measured_kl: float = setting(
         0.0,
-        "A step whose measured KL exceeds this many nats is shortened to it; 0 leaves it to the predicted KL.",
+        "A step that moves the policy by more nats than this, as measured, is shortened to it; 0 sets no such limit.",
         typical="0.003 to 0.03",
+        origin="this project",
+        low=0,
+    )
+    max_measured_value_kl: float = setting(
+        0.0,
+        "Likewise for the values, in nats of their Gaussian: mean (dV)^2 / (2 sigma^2); 0 sets no such limit.",
+        typical="0.01 to 1",
         origin="this project",
         low=0,
     )

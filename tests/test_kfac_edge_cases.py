@@ -276,6 +276,26 @@ def test_contractions_multiply_and_one_to_zero_restores_every_bit(options: dict[
         assert torch.equal(old, now)
 
 
+@pytest.mark.parametrize("options", COMPATS)
+@pytest.mark.parametrize("factor", [0.25, 0.0])
+def test_the_momentum_is_shortened_with_the_step(options: dict[str, Any], factor: float) -> None:
+    """Otherwise one step that came out far too long sets the direction of the next ten."""
+    changes = []
+    for contraction in (1.0, factor):
+        model = policy()
+        optimizer = KFAC(model, lr=0.1, max_kl=None, momentum=0.9, **options)
+        learn(model, optimizer, torch.arange(24.0).reshape(8, 3) / 24)
+        optimizer.contract(torch.tensor(contraction))
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        changes.append([now.detach() - old for old, now in zip(before, model.parameters(), strict=True)])
+    for full, short in zip(*changes, strict=True):
+        assert full.abs().max() > 0
+        torch.testing.assert_close(short, factor * full)
+
+
 def test_foreign_parameters_are_refused_as_a_group() -> None:
     optimizer = KFAC(policy())
     with pytest.raises(ValueError, match="parameters of its model"):

@@ -31,13 +31,14 @@ class AppliedStep:
 
     def contract(self, factor: Tensor) -> None:
         """Leave `factor` (0-d, 0 to 1) of the step; 0 restores the parameters to the bit."""
-        moves = []
-        for parameter, before, change in self._moves:
-            remaining = torch.where(factor > 0, change * factor, 0.0)  # of a non-finite change 0 remains
-            parameter.copy_(before - remaining)
-            moves.append((parameter, before, remaining))
-        self._moves = moves
         self._contraction = self._contraction * factor
+        for parameter, before, change in self._moves:
+            torch.addcmul(before, change, self._contraction.to(change), value=-1, out=parameter)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that moved."""
+        return [parameter for parameter, _, _ in self._moves]
 
     @property
     def kl_predicted(self) -> Tensor:

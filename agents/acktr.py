@@ -11,7 +11,6 @@ second forward pass, and the sampled backward runs over the first part only.
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -60,7 +59,7 @@ class ACKTRUpdater:
             critic = nn.ModuleDict({"torso": policy.value_torso, "head": policy.value_head})
             self.optimizer = _kfac(actor, settings, lr=settings.lr, max_kl=settings.max_kl)
             self.critic = _kfac(critic, settings, lr=settings.critic_lr, max_kl=settings.critic_max_kl)
-        self._limits = (math.inf, math.inf)
+        self._limits: tuple[float | None, float | None] = (None, None)
         self._updates = 0
         self._rotation = 0
         device = next(policy.parameters()).device
@@ -88,11 +87,15 @@ class ACKTRUpdater:
         self.optimizer.step()
         if self.critic is not None:
             self.critic.step()
-        controlled = settings.max_measured_kl > 0 or settings.max_measured_value_kl > 0
         divergence: dict[str, Tensor] = {}
-        if controlled or self._updates % settings.kl_interval == 0:
-            moved = self._measure(first, batch, weights, sigma)
-            divergence = self._divergence(self._control(moved) if controlled else moved)
+        shown = self._updates % settings.kl_interval == 0
+        if shown or self._limits != (None, None):
+            moved = self._control(self._measure(first, batch, weights, sigma))
+            # with separate torsos the trust region is the policy's alone
+            total = moved.policy + moved.value if self.critic is None else moved.policy
+            divergence = {"kl_measured": total, "kl_policy": moved.policy}
+        if shown:
+            divergence["kl_predicted"] = self.optimizer.kl_predicted
         figures = {
             **divergence,
             "policy_loss": losses.policy.detach(),
@@ -107,8 +110,8 @@ class ACKTRUpdater:
     def _follow_schedules(self, progress: float) -> None:
         settings = self.settings
         self._limits = (
-            _limit(settings.max_measured_kl, settings.kl_schedule, progress),
-            _limit(settings.max_measured_value_kl, settings.kl_schedule, progress),
+            _radius(settings.max_measured_kl, settings.kl_schedule, progress),
+            _radius(settings.max_measured_value_kl, settings.kl_schedule, progress),
         )
         for optimizer, lr, max_kl in (
             (self.optimizer, settings.lr, settings.max_kl),
@@ -116,8 +119,7 @@ class ACKTRUpdater:
         ):
             for group in () if optimizer is None else optimizer.param_groups:
                 group["lr"] = scheduled(lr, settings.lr_schedule, progress)
-                # a radius of exactly 0 would be no trust region; the last update of a falling one stays above it
-                group["max_kl"] = max(scheduled(max_kl, settings.kl_schedule, progress), 1e-12)
+                group["max_kl"] = _radius(max_kl, settings.kl_schedule, progress)
 
     def _forward(self, batch: Batch) -> list[Outputs]:
         rows = len(batch.advantages)
@@ -192,11 +194,13 @@ class ACKTRUpdater:
         return _Moved(policy=mean_kl(part.distribution, after, weights).to(values), value=weighted_mean(moved, weights))
 
     def _control(self, moved: _Moved) -> _Moved:
-        """Shorten a step whose measured KL exceeds its limit, taking the KL as quadratic in the step's length.
+        """Shorten a step whose measured KL exceeds its limit, if any, taking it as quadratic in the step's length.
 
         A shared trunk makes one step, shortened until both parts keep their limits; what is returned for a shortened
         step is the quadratic estimate.
         """
+        if self._limits == (None, None):
+            return moved
         policy, value = (
             _allowed(kl, limit) for kl, limit in zip((moved.policy, moved.value), self._limits, strict=True)
         )
@@ -206,14 +210,6 @@ class ACKTRUpdater:
             self.critic.contract(value)
         self.optimizer.contract(policy)
         return _Moved(policy=_shortened(moved.policy, policy), value=_shortened(moved.value, value))
-
-    def _divergence(self, moved: _Moved) -> dict[str, Tensor]:
-        """The figures of the trust region; with separate torsos it is the policy's alone."""
-        return {
-            "kl_measured": moved.policy + moved.value if self.critic is None else moved.policy,
-            "kl_policy": moved.policy,
-            "kl_predicted": self.optimizer.kl_predicted,
-        }
 
     def learning_rate(self) -> float:
         """The learning rate of the last update."""
@@ -251,14 +247,19 @@ class ACKTRUpdater:
         self._residual_mass = state["residual_mass"].to(device, copy=True)
 
 
-def _limit(limit: float, schedule: Literal["linear", "constant"], progress: float) -> float:
-    return max(scheduled(limit, schedule, progress), 1e-12) if limit > 0 else math.inf
+def _radius(radius: float, schedule: Literal["linear", "constant"], progress: float) -> float | None:
+    """A trust region's radius under its schedule, None for a setting of 0.
+
+    A radius that falls to 0 would be none; the last update of a falling one stays above it.
+    """
+    return max(scheduled(radius, schedule, progress), 1e-12) if radius > 0 else None
 
 
-def _allowed(kl: Tensor, limit: float) -> Tensor:
+def _allowed(kl: Tensor, limit: float | None) -> Tensor:
     """What part of a step of this KL keeps the limit; none of a step whose KL is not finite."""
     floor = torch.finfo(kl.dtype).tiny
-    return torch.where(torch.isfinite(kl), (limit / kl.clamp(min=floor)).clamp(max=1).sqrt(), 0.0)
+    part = torch.ones_like(kl) if limit is None else (limit / kl.clamp(min=floor)).clamp(max=1).sqrt()
+    return torch.where(torch.isfinite(kl), part, 0.0)
 
 
 def _shortened(kl: Tensor, factor: Tensor) -> Tensor:
@@ -276,7 +277,7 @@ def _build_kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: floa
     return KFAC(
         model,
         lr=lr,
-        max_kl=max_kl,
+        max_kl=max_kl if max_kl > 0 else None,
         momentum=settings.momentum,
         damping=settings.damping,
         damping_mode=settings.damping_mode,

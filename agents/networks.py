@@ -44,8 +44,9 @@ class Encoder(nn.Module):
             return functional.one_hot(observations.long(), self.categories).to(dtype)
         if not self.is_image:
             return observations.to(dtype).flatten(1)
-        # channels-last convolutions take two thirds of the time on CPUs; the values are the same
-        return observations.to(dtype, memory_format=torch.channels_last, copy=True).div_(255)
+        # channels-last convolutions take two thirds of the time on CPUs; the values are the same. Bytes are reordered,
+        # not floats: a quarter of the memory moves
+        return observations.contiguous(memory_format=torch.channels_last).to(dtype, copy=True).div_(255)
 
 
 def is_image(space: gymnasium.Space[object]) -> bool:

@@ -159,22 +159,21 @@ class Settings:
     )
     max_kl: float = setting(
         1e-3,
-        "Trust region delta, in nats per update.",
+        "Trust region delta on the KL that the curvature predicts, in nats per update; 0 sets none.",
         typical="1e-4 to 1e-2",
         origin="Wu et al. 2017",
         low=0,
-        low_open=True,
     )
     max_measured_kl: float = setting(
         0.0,
-        "A step that moves the policy by more nats than this, as measured, is shortened to it; 0 sets no such limit.",
+        "Trust region on the policy's measured KL: a longer step is shortened to it; 0 sets none.",
         typical="0.003 to 0.03",
         origin="this project",
         low=0,
     )
     max_measured_value_kl: float = setting(
         0.0,
-        "Likewise for the values, in nats of their Gaussian: mean (dV)^2 / (2 sigma^2); 0 sets no such limit.",
+        "Likewise for the values, in nats of their Gaussian: mean (dV)^2 / (2 sigma^2); 0 sets none.",
         typical="0.01 to 1",
         origin="this project",
         low=0,

@@ -300,8 +300,8 @@ class KFAC(torch.optim.Optimizer):
     def kl_predicted(self) -> Tensor:
         """`1/2 sᵀ F s` of the change s that the last step applied, F undamped: nats, 0-d.
 
-        With `compat="baselines"` no step needs this number, and it is computed when it is first read; read it before
-        the next `update_statistics`, or it speaks of the newer curvature.
+        With `compat="baselines"`, or without `max_kl`, no step needs this number, and it is computed when it is first
+        read; read it before the next `update_statistics`, or it speaks of the newer curvature.
         """
         return self._last.kl_predicted
 
@@ -333,6 +333,7 @@ class KFAC(torch.optim.Optimizer):
             grown = torch.where(self._mask(active), grown, mass)
         unbiased = (1 / grown.clamp(min=torch.finfo(grown.dtype).tiny)).unbind()
         held = torch.where(mass > 0, kept, 0.0).unbind()  # momentum without mass is to be forgotten
+        max_kl = self.param_groups[0]["max_kl"]
         full_steps: list[list[Tensor]] = []
         quadratic = torch.zeros_like(self.scale)
         for index, row in zip(active, directions, strict=True):
@@ -342,15 +343,17 @@ class KFAC(torch.optim.Optimizer):
                 step = buffer * (unbiased[index] * group_of[id(parameter)]["lr"])
                 steps.append(step if parameter.grad is not None else torch.zeros_like(step))
             full_steps.append(steps)
-            quadratic += quadratic_form(unit, steps)
+            # without a region to keep, the products with F wait until someone reads `kl_predicted`
+            quadratic += _square(steps) if max_kl is None else quadratic_form(unit, steps)
         finite = torch.isfinite(quadratic)
-        scale = trust_region_scale(quadratic, self.param_groups[0]["max_kl"])
+        scale = trust_region_scale(quadratic, max_kl)
         self.scale = torch.where(usable & finite, scale, 0.0)
         for index, steps in zip(active, full_steps, strict=True):
             self._last.move(self.units[index], [torch.where(self.scale > 0, step * self.scale, 0.0) for step in steps])
         self._momentum_mass = torch.where(finite, grown, 0.0)
         self.skipped += 1 - (usable & finite).to(self.skipped)
-        self._last.kl_predicted = torch.where(self.scale > 0, self.scale.square() * quadratic / 2, 0.0)
+        if max_kl is not None:
+            self._last.kl_predicted = torch.where(self.scale > 0, self.scale.square() * quadratic / 2, 0.0)
 
     def _apply_baselines(
         self,
@@ -438,6 +441,10 @@ class KFAC(torch.optim.Optimizer):
         self._momentum_mass = curvature["momentum_mass"].to(self._device, copy=True)
         self.skipped = curvature["skipped"].to(self._device, copy=True)
         self.refresh_count, self.retry_count, self.stale_count = curvature["counts"]
+
+
+def _square(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
 
 
 def _grad(parameter: Tensor) -> Tensor:

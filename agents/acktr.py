@@ -282,6 +282,7 @@ def _build_kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: floa
         damping=settings.damping,
         damping_mode=settings.damping_mode,
         stat_decay=settings.stat_decay,
+        stat_window=settings.stat_window,
         stat_interval=settings.stat_interval,
         inverse_interval=settings.inverse_interval,
         position_stride=settings.position_stride,

@@ -199,6 +199,14 @@ class Settings:
         low=0,
         high=0.99999,
     )
+    stat_window: float = setting(
+        1.0,
+        "How far back young factors reach, as a share of the updates so far; stat_decay bounds it later.",
+        typical="0.1 to 1",
+        origin="Martens & Grosse 2015, section 5 (1)",
+        low=0.01,
+        high=1,
+    )
     stat_interval: int = setting(
         1, "Updates between updates of the factors.", typical="1 to 5", origin="Baselines", low=1
     )

@@ -205,6 +205,19 @@ def test_first_average_is_the_batch_and_later_ones_are_unbiased() -> None:
         torch.testing.assert_close(optimizer.units[0].block.inputs.value[0], expected)  # type: ignore[attr-defined]
 
 
+def test_young_averages_reach_back_over_the_window_only() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = KFAC(model, stat_decay=0.9, stat_window=0.25, max_kl=None)
+    average = torch.zeros(2, 2)
+    for update in range(1, 61):
+        batch = torch.randn(30, 2)
+        train_step(model, optimizer, batch)
+        # the newest of 4 updates is all of it at first; a tenth is reached when the window holds 10
+        share = min(1.0, max(0.1, 1 / (0.25 * update)))
+        average = (1 - share) * average + share * batch.T @ batch / 30
+        torch.testing.assert_close(optimizer.units[0].block.inputs.value[0], average)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_rows_of_weight_zero_change_no_byte(poison: float) -> None:
     states = []
@@ -336,16 +349,17 @@ def test_state_of_another_model_is_refused() -> None:
         KFAC(nn.Sequential(nn.Linear(3, 4))).load_state_dict(state)
 
 
-def test_inverses_are_refreshed_in_turn_after_the_first_updates() -> None:
+def test_inverses_are_refreshed_at_once_at_first_and_in_turn_later() -> None:
     model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)])
     optimizer = KFAC(model, inverse_interval=5)
     counts = []
-    for _ in range(15):
+    for _ in range(60):
         before = optimizer.refresh_count
         train_step(model, optimizer, torch.randn(9, 3))
         counts.append(optimizer.refresh_count - before)
-    assert counts[:5] == [5] * 5
-    assert counts[5:] == [1] * 10
+    assert counts[:20] == [5] * 20
+    assert sum(counts[20:30]) == 25  # every second step
+    assert counts[50:] == [1] * 10
 
 
 def test_statistics_are_taken_every_stat_interval_steps() -> None:

@@ -32,8 +32,9 @@ from acktr.kfac.units import (
 
 Compat = Literal["none", "baselines"]
 
-WARMUP_REFRESHES = 5
-"""Every inverse is refreshed at each of the first updates, while the running factors still move fast."""
+MIN_WINDOW = 0.01
+REFRESH_GROWTH = 0.1
+"""The interval of the refreshes grows to its full length as this share of the steps so far: young factors move fast."""
 
 
 class KFAC(torch.optim.Optimizer):
@@ -60,6 +61,9 @@ class KFAC(torch.optim.Optimizer):
         damping: λ added to each block (1e-3 to 0.1). In `param_groups`.
         damping_mode: "factored" (Cholesky, trace-norm π) or "exact" (eigenbasis). λ does not carry over between them.
         stat_decay: decay of the running factors (0.95 to 0.99).
+        stat_window: how far back the running factors reach while they are young, as a share of the updates so far (0.1
+            to 1); 1 leaves it to `stat_decay`. A network changes most at first, and curvature of long ago then misleads, while
+            later a long memory is what knows the rare inputs.
         stat_interval: statistics are taken every so many steps.
         inverse_interval: each inverse is refreshed every so many steps, the layers in turn.
         position_stride: a convolution's inputs are taken at every so many rows and columns of its output, on a grid
@@ -85,6 +89,7 @@ class KFAC(torch.optim.Optimizer):
         damping: float = 0.01,
         damping_mode: DampingMode = "factored",
         stat_decay: float = 0.99,
+        stat_window: float = 1.0,
         stat_interval: int = 1,
         inverse_interval: int = 10,
         position_stride: int = 1,
@@ -98,6 +103,7 @@ class KFAC(torch.optim.Optimizer):
         check_range("momentum", momentum, 0.0, 1.0, high_open=True)
         check_range("damping", damping, 0.0, None)
         check_range("stat_decay", stat_decay, 0.0, 1.0, high_open=True)
+        check_range("stat_window", stat_window, MIN_WINDOW, 1.0)
         check_range("stat_interval", stat_interval, 1, None)
         check_range("inverse_interval", inverse_interval, 1, None)
         check_range("position_stride", position_stride, 1, None)
@@ -120,6 +126,7 @@ class KFAC(torch.optim.Optimizer):
         self._own = {id(parameter) for parameter in trainable}
         super().__init__(trainable, defaults)
         self.stat_decay = stat_decay
+        self.stat_window = stat_window
         self.stat_interval = stat_interval
         self.inverse_interval = inverse_interval
         self.position_stride = position_stride
@@ -215,21 +222,29 @@ class KFAC(torch.optim.Optimizer):
             passes = backward_passes(losses, calls) if calls else []
         if calls and not any(passes) and not standalone:
             raise RuntimeError("the metric depends on no captured output: build it from the forward pass in capture()")
-        thinning = Thinning.rotating(self.position_stride, self.steps // self.stat_interval)
+        turn = self.steps // self.stat_interval
+        decay = self._decay(turn + 1)
+        thinning = Thinning.rotating(self.position_stride, turn)
         with torch.no_grad(), record_function("kfac::factors"):
             for unit in self.units:
                 if isinstance(unit, KroneckerUnit):
                     own = calls_of(unit.modules, passes)
                     reached = {id(call): call for gradients in own for call, _ in gradients}
                     if reached:
-                        unit.update_inputs(list(reached.values()), weights, self.stat_decay, thinning)
-                        unit.update_outputs(own, weights, self.stat_decay)
+                        unit.update_inputs(list(reached.values()), weights, decay, thinning)
+                        unit.update_outputs(own, weights, decay)
                 elif isinstance(unit, ModuleUnit):
-                    unit.update(calls_of(unit.modules, passes), weights, self.stat_decay)
+                    unit.update(calls_of(unit.modules, passes), weights, decay)
         if standalone:
             exact = metric.exact_losses()
             for exact_unit in standalone:
-                exact_unit.update(exact, weights, self.stat_decay)
+                exact_unit.update(exact, weights, decay)
+
+    def _decay(self, updates: int) -> float:
+        """Of the running factors, of which the batch at hand is the `updates`-th."""
+        if self.stat_window == 1:
+            return self.stat_decay
+        return min(self.stat_decay, max(0.0, 1 - 1 / (self.stat_window * updates)))
 
     # --- the step ----------------------------------------------------------------------------------------------
 
@@ -393,9 +408,10 @@ class KFAC(torch.optim.Optimizer):
 
     def _refresh_due(self) -> None:
         group_of = self._groups()
+        interval = min(self.inverse_interval, max(1, int(REFRESH_GROWTH * self.steps)))
         for index, unit in enumerate(self.units):
-            phase = index * self.inverse_interval // len(self.units)
-            if self.steps >= WARMUP_REFRESHES and (self.steps - phase) % self.inverse_interval != 0:
+            phase = index * interval // len(self.units)
+            if (self.steps - phase) % interval != 0:
                 continue
             report = unit.block.refresh(group_of[id(unit.parameters[0])]["damping"])
             self.refresh_count += 1

@@ -1,8 +1,9 @@
 """Damped inverses and eigenbases of positive semi-definite matrices that never end a run.
 
-The ladder around every decomposition: symmetrise; try; add a relative jitter; repeat in float64; repeat in float64 on
-the CPU. When all fail the caller keeps its last good result. Failures of single-precision `eigh` and `cholesky` on
-ill-conditioned covariances are the most reported crash of published K-FAC codes.
+The ladder around every decomposition, which reads one triangle and so takes its matrix as symmetric: try; add a
+relative jitter; repeat in float64; repeat in float64 on the CPU. When all fail the caller keeps its last good result.
+Failures of single-precision `eigh` and `cholesky` on ill-conditioned covariances are the most reported crash of
+published K-FAC codes.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_JITTERS = (0.0, 1e-6, 1e-4)
+_JITTERS = (1e-6, 1e-4)
 """Fractions of the mean eigenvalue added to the diagonal, in turn."""
 
 
@@ -27,16 +28,18 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> tuple[Tensor | None, int]
     """
     retries = 0
     for attempt in _rungs(matrix):
-        identity = torch.eye(attempt.shape[-1], dtype=attempt.dtype, device=attempt.device)
-        damped = attempt + damping.to(attempt)[:, None, None] * identity
+        damped = attempt.clone()
+        _diagonal(damped).add_(damping.to(attempt)[:, None])
         factor, info = torch.linalg.cholesky_ex(damped)
         sound = info == 0
         # LAPACK refuses to invert a factor whose failed pivot is exactly 0, and would raise
-        inverse = torch.cholesky_inverse(torch.where(sound[:, None, None], factor, identity))
-        # the one host read of a refresh: did it work?
-        if bool(sound.all() & torch.isfinite(inverse).all()):
-            # LAPACK leaves columns first; a file holds rows first, and products of the two differ in the last bit
-            return inverse.to(matrix).contiguous(), retries
+        _diagonal(factor).copy_(torch.where(sound[:, None], _diagonal(factor), 1.0))
+        inverse = torch.cholesky_inverse(factor)
+        # the one host read of a refresh: did it work? No entry of such a matrix exceeds the largest of its diagonal
+        if bool(sound.all() & torch.isfinite(_diagonal(inverse)).all()):
+            # LAPACK leaves columns first; a file holds rows first, and products of the two differ in the last bit.
+            # The inverse is symmetric to the bit, so its transpose is the same with rows first, at no cost
+            return inverse.mT.contiguous().to(matrix), retries
         retries += 1
     return None, retries
 
@@ -65,12 +68,17 @@ def eigenbasis(matrix: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int]:
 
 
 def _rungs(matrix: Tensor) -> Iterator[Tensor]:
-    symmetric = (matrix + matrix.transpose(-1, -2)) / 2
-    mean = symmetric.diagonal(dim1=-2, dim2=-1).mean(-1).abs()
+    yield matrix
+    mean = _diagonal(matrix).mean(-1).abs()
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     for jitter in _JITTERS:
-        yield symmetric + (jitter * mean)[:, None, None] * identity if jitter else symmetric
+        yield matrix + (jitter * mean)[:, None, None] * identity
     if matrix.dtype != torch.float64:
-        yield (symmetric + (_JITTERS[1] * mean)[:, None, None] * identity).double()
+        yield (matrix + (_JITTERS[0] * mean)[:, None, None] * identity).double()
     if matrix.device.type != "cpu":
-        yield (symmetric + (_JITTERS[1] * mean)[:, None, None] * identity).double().cpu()
+        yield (matrix + (_JITTERS[0] * mean)[:, None, None] * identity).double().cpu()
+
+
+def _diagonal(matrices: Tensor) -> Tensor:
+    """The diagonals (b, n) of (b, n, n), a view."""
+    return matrices.diagonal(dim1=-2, dim2=-1)

@@ -61,9 +61,9 @@ class KFAC(torch.optim.Optimizer):
         damping: λ added to each block (1e-3 to 0.1). In `param_groups`.
         damping_mode: "factored" (Cholesky, trace-norm π) or "exact" (eigenbasis). λ does not carry over between them.
         stat_decay: decay of the running factors (0.95 to 0.99).
-        stat_window: how far back the running factors reach while they are young, as a share of the updates so far (0.1
-            to 1); 1 leaves it to `stat_decay`. A network changes most at first, and curvature of long ago then misleads, while
-            later a long memory is what knows the rare inputs.
+        stat_window: how far back the running factors reach while they are young, as a share of the updates so far
+            (0.1 to 1); 1 leaves it to `stat_decay`. A network changes most at first, and curvature of long ago then
+            misleads, while later a long memory is what knows the rare inputs.
         stat_interval: statistics are taken every so many steps.
         inverse_interval: each inverse is refreshed every so many steps, the layers in turn.
         position_stride: a convolution's inputs are taken at every so many rows and columns of its output, on a grid

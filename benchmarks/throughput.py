@@ -27,6 +27,9 @@ import psutil
 import torch
 
 CONTESTANTS = ("emulator", "acktr", "a2c", "sb3-a2c")
+WARMUP_UPDATES = 100
+"""K-FAC refreshes its inverses more often while young; what lasts is measured."""
+
 PHASES = {
     "environment": "acktr::environment",
     "act": "acktr::act",
@@ -91,7 +94,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def timed(update: Callable[[], None], args: argparse.Namespace) -> float:
     """Steps per second of an update that makes num_envs x num_steps of them, after a warm-up."""
-    for _ in range(8):
+    for _ in range(WARMUP_UPDATES):
         update()
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < args.seconds:
@@ -183,7 +186,7 @@ def sb3_rate(args: argparse.Namespace) -> float:
 
 def profile(trainer: Any, updates: int = 20) -> dict[str, float]:
     """Milliseconds per update by phase, from the labels in the code."""
-    for _ in range(8):
+    for _ in range(WARMUP_UPDATES):
         one_update(trainer)
     start = time.perf_counter()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:

@@ -10,7 +10,6 @@ second forward pass, and the sampled backward runs over the first part only.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -18,24 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from acktr.agents.divergence import Divergence, allowed, joined_values, measure
 from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance, learnt_advantages
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
 from acktr.agents.updates import UpdateReport, load_optimizer_state, optimizer_state, scheduled
 from acktr.errors import UserError
-from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, mean_kl, weighted_mean
+from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric
 
 SIGMA_DECAY = 0.95
 """Decay of the running mean square of R - V, for `value_sigma` 0."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Moved:
-    """Mean KL between the outputs before and after a step, nats, 0-d: of the policy, and `(dV)²/(2 σ²)`."""
-
-    policy: Tensor
-    value: Tensor
 
 
 class ACKTRUpdater:
@@ -87,21 +79,22 @@ class ACKTRUpdater:
         self.optimizer.step()
         if self.critic is not None:
             self.critic.step()
-        divergence: dict[str, Tensor] = {}
+        divergences: dict[str, Tensor] = {}
         shown = self._updates % settings.kl_interval == 0
         if shown or self._limits != (None, None):
-            moved = self._control(self._measure(first, batch, weights, sigma))
+            extremes = self._limits[1] is not None
+            moved = self._control(measure(self.policy, outputs, batch, sigma, extremes=extremes))
             # with separate torsos the trust region is the policy's alone
             total = moved.policy + moved.value if self.critic is None else moved.policy
-            divergence = {"kl_measured": total, "kl_policy": moved.policy}
+            divergences = {"kl_measured": total, "kl_policy": moved.policy}
         if shown:
-            divergence["kl_predicted"] = self.optimizer.kl_predicted
+            divergences["kl_predicted"] = self.optimizer.kl_predicted
         figures = {
-            **divergence,
+            **divergences,
             "policy_loss": losses.policy.detach(),
             "value_loss": losses.value.detach(),
             "entropy": losses.entropy.detach(),
-            "explained_variance": _explained_variance(outputs, batch),
+            "explained_variance": explained_variance(joined_values(outputs, batch), batch.returns, batch.weights),
             "trust_region_scale": self.optimizer.scale,
         }
         self._updates += 1
@@ -186,30 +179,24 @@ class ACKTRUpdater:
         floor = torch.finfo(value_loss.dtype).tiny
         return (self._residual_square / self._residual_mass.clamp(min=floor)).sqrt().clamp(min=1e-6)
 
-    @torch.no_grad()
-    def _measure(self, part: Outputs, batch: Batch, weights: Tensor | None, sigma: Tensor | float) -> _Moved:
-        """The KL that the step really made, on the rows of the first part."""
-        after, values = self.policy(batch.observations[part.rows])
-        moved = ((values - part.values) / sigma).square() / 2
-        return _Moved(policy=mean_kl(part.distribution, after, weights).to(values), value=weighted_mean(moved, weights))
-
-    def _control(self, moved: _Moved) -> _Moved:
+    def _control(self, divergence: Divergence) -> Divergence:
         """Shorten a step whose measured KL exceeds its limit, if any, taking it as quadratic in the step's length.
 
         A shared trunk makes one step, shortened until both parts keep their limits; what is returned for a shortened
         step is the quadratic estimate.
         """
         if self._limits == (None, None):
-            return moved
-        policy, value = (
-            _allowed(kl, limit) for kl, limit in zip((moved.policy, moved.value), self._limits, strict=True)
-        )
+            return divergence
+        farthest = divergence.value
+        if divergence.extreme is not None:
+            farthest = torch.maximum(farthest, divergence.extreme)
+        policy, value = allowed(divergence.policy, self._limits[0]), allowed(farthest, self._limits[1])
         if self.critic is None:
             policy = value = torch.minimum(policy, value)
         else:
             self.critic.contract(value)
         self.optimizer.contract(policy)
-        return _Moved(policy=_shortened(moved.policy, policy), value=_shortened(moved.value, value))
+        return divergence.shortened(policy, value)
 
     def learning_rate(self) -> float:
         """The learning rate of the last update."""
@@ -255,17 +242,6 @@ def _radius(radius: float, schedule: Literal["linear", "constant"], progress: fl
     return max(scheduled(radius, schedule, progress), 1e-12) if radius > 0 else None
 
 
-def _allowed(kl: Tensor, limit: float | None) -> Tensor:
-    """What part of a step of this KL keeps the limit; none of a step whose KL is not finite."""
-    floor = torch.finfo(kl.dtype).tiny
-    part = torch.ones_like(kl) if limit is None else (limit / kl.clamp(min=floor)).clamp(max=1).sqrt()
-    return torch.where(torch.isfinite(kl), part, 0.0)
-
-
-def _shortened(kl: Tensor, factor: Tensor) -> Tensor:
-    return torch.where(factor > 0, kl * factor.square(), 0.0)
-
-
 def _kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: float) -> KFAC:
     try:
         return _build_kfac(model, settings, lr=lr, max_kl=max_kl)
@@ -295,11 +271,3 @@ def _build_kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: floa
 def _scale_of_loss(settings: Settings, sigma: Tensor | float) -> Tensor | float:
     """With a running sigma the value loss is the Gaussian's `1/2 (v - R)²/sigma²`, so reward scale drops out."""
     return sigma**2 if settings.value_sigma == 0 else 1.0
-
-
-@torch.no_grad()
-def _explained_variance(outputs: list[Outputs], batch: Batch) -> Tensor:
-    values = torch.empty_like(batch.returns)
-    for part in outputs:
-        values[part.rows] = part.values
-    return explained_variance(values, batch.returns, batch.weights)

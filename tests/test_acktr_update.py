@@ -1,6 +1,6 @@
 """One ACKTR update against the limits on what it may move."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,8 +16,24 @@ from acktr.kfac import mean_kl
 SIGMA = 0.5
 
 
-def moved_by_an_update(*, shared: bool, returns: float = 5.0, **options: Any) -> tuple[dict[str, Tensor], float, float]:
-    """Figures of one update, and the policy's and the value's KL of what it did, measured from outside."""
+class Moved(NamedTuple):
+    """What one update did: its figures, and from outside the KL of the policy, the values and the extreme values."""
+
+    figures: dict[str, Tensor]
+    policy: float
+    value: float
+    extreme: float
+
+
+def moved_by_an_update(
+    *,
+    shared: bool,
+    returns: float = 5.0,
+    advantages: dict[int, float] | None = None,
+    observations: dict[int, float] | None = None,
+    **options: Any,
+) -> Moved:
+    """Update once on a random batch in which some rows have advantages and observations of their own."""
     torch.manual_seed(0)
     settings = Settings(
         env="CartPole-v1",
@@ -41,19 +57,24 @@ def moved_by_an_update(*, shared: bool, returns: float = 5.0, **options: Any) ->
         valid_rows=64,
         num_envs=4,
     )
+    for row, size in (advantages or {}).items():
+        batch.advantages[row] = size
+    for row, size in (observations or {}).items():
+        batch.observations[row] = size
     updater = ACKTRUpdater(policy, settings, torch.Generator().manual_seed(0))
     with torch.no_grad():
         before, values = policy(batch.observations)
     report = updater.update(batch, progress=0.0)
     with torch.no_grad():
         after, moved = policy(batch.observations)
-    value_kl = float(((moved - values) / SIGMA).square().mean() / 2)
-    return dict(report.figures), float(mean_kl(before, after)), value_kl
+    value_kl = ((moved - values) / SIGMA).square() / 2
+    extreme = value_kl[batch.advantages.abs().argsort(descending=True)[:4]]
+    return Moved(dict(report.figures), float(mean_kl(before, after)), float(value_kl.mean()), float(extreme.mean()))
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_figures_are_the_kl_really_made(shared: bool) -> None:
-    figures, policy, value = moved_by_an_update(shared=shared, kl_interval=1)
+    figures, policy, value, _ = moved_by_an_update(shared=shared, kl_interval=1)
     assert float(figures["kl_policy"]) == pytest.approx(policy, rel=1e-3)
     assert float(figures["kl_measured"]) == pytest.approx(policy + value if shared else policy, rel=1e-3)
     assert policy > 2e-3  # above the limits of the tests below
@@ -62,33 +83,43 @@ def test_the_figures_are_the_kl_really_made(shared: bool) -> None:
 
 @pytest.mark.parametrize("limit", [1e-4, 1e-3])
 def test_a_limit_on_the_policy_shortens_the_whole_step_of_a_shared_trunk(limit: float) -> None:
-    _, policy, value = moved_by_an_update(shared=True, max_measured_kl=limit)
-    assert policy == pytest.approx(limit, rel=0.02)
-    _, _, free = moved_by_an_update(shared=True)
-    assert value < free / 2
+    moved = moved_by_an_update(shared=True, max_measured_kl=limit)
+    assert moved.policy == pytest.approx(limit, rel=0.02)
+    assert moved.value < moved_by_an_update(shared=True).value / 2
 
 
 def test_of_two_limits_the_tighter_one_rules() -> None:
-    _, policy, value = moved_by_an_update(shared=True, max_measured_kl=1e-3, max_measured_value_kl=1e-3)
-    assert value == pytest.approx(1e-3, rel=0.02)
-    assert policy < 1e-3
+    moved = moved_by_an_update(shared=True, max_measured_kl=1e-3, max_measured_value_kl=1e-3)
+    assert max(moved.value, moved.extreme) == pytest.approx(1e-3, rel=0.02)
+    assert moved.policy < 1e-3
 
 
 def test_a_limit_on_the_policy_leaves_the_value_room() -> None:
     """A joint limit is spent by the critic's errors, and the policy stands still."""
-    _, policy, value = moved_by_an_update(shared=True, max_measured_kl=1e-3)
-    assert policy == pytest.approx(1e-3, rel=0.02)
-    assert value > 2e-3
+    moved = moved_by_an_update(shared=True, max_measured_kl=1e-3)
+    assert moved.policy == pytest.approx(1e-3, rel=0.02)
+    assert moved.value > 2e-3
 
 
 def test_separate_torsos_keep_their_limits_apart() -> None:
-    _, free_policy, free_value = moved_by_an_update(shared=False)
-    _, policy, value = moved_by_an_update(shared=False, max_measured_kl=1e-3)
-    assert policy == pytest.approx(1e-3, rel=0.02)
-    assert value == pytest.approx(free_value)
-    _, policy, value = moved_by_an_update(shared=False, max_measured_value_kl=1e-3)
-    assert policy == pytest.approx(free_policy)
-    assert value == pytest.approx(1e-3, rel=0.02)
+    free = moved_by_an_update(shared=False)
+    moved = moved_by_an_update(shared=False, max_measured_kl=1e-3)
+    assert moved.policy == pytest.approx(1e-3, rel=0.02)
+    assert moved.value == pytest.approx(free.value)
+    moved = moved_by_an_update(shared=False, max_measured_value_kl=1e-3)
+    assert moved.policy == pytest.approx(free.policy)
+    assert max(moved.value, moved.extreme) == pytest.approx(1e-3, rel=0.1)
+
+
+def test_a_single_value_that_would_leap_holds_the_step_back() -> None:
+    """The first frame of a game, unlike all that the curvature remembers, was sent to a value of -1700."""
+    options: dict[str, Any] = {"advantages": {37: 3.0}, "observations": {37: 50.0}, "activation": "relu"}
+    options["stat_fraction"] = 0.25  # of which row 37 is not a part
+    free = moved_by_an_update(shared=True, **options)
+    held = moved_by_an_update(shared=True, max_measured_value_kl=0.05, **options)
+    assert free.extreme > 1e4
+    assert 0.01 < held.extreme < 0.5  # so long a step is not quadratic any more
+    assert held.value < 0.05
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -98,6 +129,6 @@ def test_limits_above_what_a_step_makes_change_nothing(shared: bool) -> None:
 
 
 def test_a_step_whose_kl_is_not_finite_is_taken_back() -> None:
-    figures, policy, value = moved_by_an_update(shared=True, returns=1e30, max_measured_value_kl=1.0)
-    assert (policy, value) == (0.0, 0.0)
-    assert float(figures["kl_measured"]) == 0.0
+    moved = moved_by_an_update(shared=True, returns=1e30, max_measured_value_kl=1.0)
+    assert (moved.policy, moved.value) == (0.0, 0.0)
+    assert float(moved.figures["kl_measured"]) == 0.0

@@ -11,7 +11,10 @@ from torch.distributions import Beta, Categorical
 from torch.nn import functional
 
 from acktr.kfac import KFAC, Fisher, GaussNewton, Joint, mean_kl
+from acktr.kfac.blocks import IdentityBlock
 from acktr.kfac.solvers import damped_inverse
+from acktr.kfac.step import AppliedStep
+from acktr.kfac.units import Unit
 
 COMPATS: list[dict[str, Any]] = [{}, {"damping_mode": "exact"}, {"damping_mode": "exact", "compat": "baselines"}]
 
@@ -294,6 +297,17 @@ def test_the_momentum_is_shortened_with_the_step(options: dict[str, Any], factor
     for full, short in zip(*changes, strict=True):
         assert full.abs().max() > 0
         torch.testing.assert_close(short, factor * full)
+
+
+def test_nothing_is_left_of_a_non_finite_step_that_is_taken_back() -> None:
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    parameter.grad = torch.ones(2)
+    unit = Unit(name="plain", parameters=(parameter,), block=IdentityBlock())
+    step = AppliedStep(torch.zeros(()))
+    with torch.no_grad():
+        step.move(unit, [torch.tensor([float("inf"), 1.0])])
+        step.contract(torch.tensor(0.0))
+    assert parameter.tolist() == [1.0, 2.0]
 
 
 def test_foreign_parameters_are_refused_as_a_group() -> None:

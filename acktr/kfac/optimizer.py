@@ -33,6 +33,8 @@ from acktr.kfac.units import (
 Compat = Literal["none", "baselines"]
 
 MIN_WINDOW = 0.01
+"""Smallest `stat_window`: a hundredth of the updates so far."""
+
 REFRESH_GROWTH = 0.1
 """The interval of the refreshes grows to its full length as this share of the steps so far: young factors move fast."""
 

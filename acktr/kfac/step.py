@@ -33,7 +33,9 @@ class AppliedStep:
         """Leave `factor` (0-d, 0 to 1) of the step; 0 restores the parameters to the bit."""
         self._contraction = self._contraction * factor
         for parameter, before, change in self._moves:
-            torch.addcmul(before, change, self._contraction.to(change), value=-1, out=parameter)
+            kept = self._contraction.to(change)
+            torch.addcmul(before, change, kept, value=-1, out=parameter)
+            parameter.copy_(torch.where(kept > 0, parameter, before))  # nothing is left of a non-finite change either
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -1,14 +1,14 @@
-"""The optimizer: steps, damping, trust region, guards, state."""
+"""The optimizer: damping, statistics, refreshes, guards, state."""
 
 import copy
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from oracles import block_order, flat_parameters, unit_named
+from small_models import backward, classifier, train_step
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
@@ -19,27 +19,6 @@ from acktr.kfac.blocks import factored_damping
 from acktr.kfac.solvers import damped_inverse, eigenbasis
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def classifier() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 6), nn.ReLU(inplace=True), nn.Linear(6, 4))
-
-
-def backward(model: nn.Module, optimizer: KFAC, inputs: Tensor, weights: Tensor | None = None) -> None:
-    with optimizer.capture():
-        logits = model(inputs)
-    metric = Fisher(distribution=Categorical(logits=logits, validate_args=False), kind="exact")
-    optimizer.update_statistics(metric, weights)
-    optimizer.zero_grad()
-    losses = -torch.log_softmax(logits, -1)[:, 0]
-    losses = losses if weights is None else torch.where(weights > 0, losses, 0.0) * weights
-    losses.mean().backward()
-
-
-def train_step(model: nn.Module, optimizer: KFAC, inputs: Tensor, weights: Tensor | None = None) -> None:
-    backward(model, optimizer, inputs, weights)
-    optimizer.step()
 
 
 @pytest.mark.parametrize("mode", ["exact", "factored"])
@@ -102,95 +81,6 @@ def test_updated_function_is_invariant_to_affine_reparametrisation_of_activation
     torch.testing.assert_close(results[0], results[1], rtol=1e-7, atol=1e-9)
 
 
-def test_learning_rate_scheduler_changes_the_step() -> None:
-    steps = []
-    for factor in (1.0, 0.1):
-        model = classifier()
-        optimizer = KFAC(model, lr=1e-3, max_kl=None, momentum=0.0)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _, factor=factor: factor)
-        before = flat_parameters(model)
-        torch.manual_seed(1)
-        train_step(model, optimizer, torch.randn(9, 3))
-        scheduler.step()
-        steps.append(flat_parameters(model) - before)
-    torch.testing.assert_close(steps[1], 0.1 * steps[0])
-
-
-def test_parameter_groups_keep_their_own_learning_rates() -> None:
-    model = classifier()
-    optimizer = KFAC(model, lr=0.1, max_kl=None, momentum=0.0)
-    first = list(model[0].parameters())
-    group = optimizer.param_groups[0]
-    group["params"] = [p for p in group["params"] if all(p is not q for q in first)]
-    optimizer.add_param_group({"params": first, "lr": 0.0})
-    before = flat_parameters(model)
-    train_step(model, optimizer, torch.randn(9, 3))
-    moved = (flat_parameters(model) - before).abs()
-    assert moved[:24].max() == 0
-    assert moved[24:].max() > 0
-
-
-@pytest.mark.parametrize("max_kl", [1e-6, 1e-4, 1e-2])
-def test_predicted_kl_never_exceeds_the_trust_region_with_momentum(max_kl: float) -> None:
-    model = classifier()
-    optimizer = KFAC(model, lr=10.0, max_kl=max_kl, momentum=0.9, damping=1e-4)
-    for _ in range(12):
-        train_step(model, optimizer, torch.randn(20, 3))
-        assert float(optimizer.kl_predicted) <= max_kl * (1 + 1e-9)
-
-
-def test_momentum_is_debiased_so_the_first_step_is_not_shortened() -> None:
-    results = []
-    for momentum in (0.0, 0.9):
-        model = classifier()
-        optimizer = KFAC(model, lr=0.01, max_kl=None, momentum=momentum)
-        torch.manual_seed(2)
-        train_step(model, optimizer, torch.randn(9, 3))
-        results.append(flat_parameters(model))
-    torch.testing.assert_close(results[0], results[1])
-
-
-def test_contract_leaves_that_part_of_the_step() -> None:
-    model = classifier()
-    optimizer = KFAC(model, lr=1.0, max_kl=1e-3)
-    before = flat_parameters(model)
-    train_step(model, optimizer, torch.randn(9, 3))
-    full, kl, scale = flat_parameters(model) - before, optimizer.kl_predicted.clone(), optimizer.scale.clone()
-    optimizer.contract(torch.tensor(0.25))
-    torch.testing.assert_close(flat_parameters(model) - before, 0.25 * full)
-    torch.testing.assert_close(optimizer.kl_predicted, kl / 16)
-    torch.testing.assert_close(optimizer.scale, scale / 4)
-
-
-def test_baselines_mode_rescales_by_the_damped_product_and_averages_afterwards() -> None:
-    model = classifier()
-    lr, clip, momentum = 0.25, 1e-3, 0.9
-    optimizer = KFAC(
-        model, lr=lr, max_kl=clip, momentum=momentum, damping_mode="exact", compat="baselines", inverse_interval=1
-    )
-    velocity = torch.zeros_like(flat_parameters(model))
-    for _ in range(3):
-        backward(model, optimizer, torch.randn(9, 3))
-        probe = copy.deepcopy(optimizer.state_dict())
-        before = flat_parameters(model)
-        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        optimizer.step()
-        direction = torch.cat(
-            [
-                part.flatten()
-                for unit in optimizer.units
-                for part in unit.split(
-                    unit.block.precondition(unit.matrix([p.grad for p in unit.parameters if p.grad is not None]), 0.01)
-                )
-            ]
-        )
-        nu = min(1.0, (clip / (lr**2 * float(direction @ gradient))) ** 0.5)
-        velocity = momentum * velocity + nu * direction
-        torch.testing.assert_close(flat_parameters(model), before - lr * (1 - momentum) * velocity)
-        assert float(optimizer.scale) == pytest.approx(nu)
-        assert probe["curvature"]["steps"] == optimizer.steps - 1
-
-
 def test_first_average_is_the_batch_and_later_ones_are_unbiased() -> None:
     model = nn.Linear(2, 1, bias=False)
     optimizer = KFAC(model, stat_decay=0.9, max_kl=None)
@@ -236,29 +126,6 @@ def test_rows_of_weight_zero_change_no_byte(poison: float) -> None:
         states.append([unit.block.to_dense() for unit in optimizer.units])
     for one, two in zip(*states, strict=True):
         assert torch.equal(one, two)
-
-
-def test_non_finite_batch_is_skipped_and_counted_and_changes_nothing() -> None:
-    model = classifier()
-    optimizer = KFAC(model, lr=0.1)
-    for _ in range(7):
-        train_step(model, optimizer, torch.randn(9, 3))
-    before = flat_parameters(model)
-    factors = [unit.block.to_dense().clone() for unit in optimizer.units]
-    momenta = [optimizer.state[p]["momentum_buffer"].clone() for p in model.parameters()]
-    bad = torch.randn(9, 3)
-    bad[0, 0] = float("nan")
-    train_step(model, optimizer, bad)
-    assert float(optimizer.skipped) == 1
-    assert torch.equal(flat_parameters(model), before)
-    assert all(torch.equal(unit.block.to_dense(), old) for unit, old in zip(optimizer.units, factors, strict=True))
-    assert all(
-        torch.equal(optimizer.state[p]["momentum_buffer"], old)
-        for p, old in zip(model.parameters(), momenta, strict=True)
-    )
-    train_step(model, optimizer, torch.randn(9, 3))
-    assert float(optimizer.skipped) == 1
-    assert not torch.equal(flat_parameters(model), before)
 
 
 @pytest.mark.parametrize("mode", ["factored", "exact"])
@@ -468,15 +335,3 @@ def test_head_that_a_batch_does_not_reach_keeps_its_statistics_and_weights() -> 
     use(1)
     assert torch.equal(unit_named(optimizer, "first").block.to_dense(), kept)
     assert torch.equal(model.first.weight, weights)
-
-
-def test_closure_is_called_with_gradients_enabled() -> None:
-    model = classifier()
-    optimizer = KFAC(model, lr=0.1)
-
-    def closure() -> float:
-        backward(model, optimizer, torch.ones(2, 3))
-        return 1.5
-
-    run: Callable[[Callable[[], float]], float | None] = optimizer.step
-    assert run(closure) == 1.5

@@ -18,9 +18,11 @@ from acktr.kfac.blocks import DampingMode
 from acktr.kfac.capture import Call, Recorder, backward_passes, calls_of
 from acktr.kfac.checks import check_choice, check_range
 from acktr.kfac.metrics import Metric
+from acktr.kfac.momentum import Momentum
+from acktr.kfac.rules import Proposal, baselines_step, natural_step
 from acktr.kfac.statistics import FactorKind, Thinning
-from acktr.kfac.step import AppliedStep, quadratic_form
-from acktr.kfac.trust_region import baselines_scale, trust_region_scale
+from acktr.kfac.step import AppliedStep
+from acktr.kfac.trust_region import baselines_scale
 from acktr.kfac.units import (
     BiasMode,
     KroneckerUnit,
@@ -149,8 +151,7 @@ class KFAC(torch.optim.Optimizer):
         self.skipped: Tensor = zero.clone()
         self.scale: Tensor = zero.clone()
         self._last = AppliedStep(zero)
-        # weight that the momentum of each unit holds, which it is unbiased by
-        self._momentum_mass: Tensor = zero.new_zeros(len(self.units))
+        self._momentum = Momentum(self.state, len(self.units), zero)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Give some of the model's parameters, taken out of another group before, settings of their own.
@@ -261,8 +262,8 @@ class KFAC(torch.optim.Optimizer):
         """Precondition, average, rescale and apply the gradients in `p.grad`.
 
         A batch with a non-finite gradient, or one so large that its step overflows, moves nothing, leaves the momentum
-        finite and is counted in `skipped`. After the step `kl_predicted` is
-        the KL of the change really applied and `scale` the trust region's factor η / lr (0-d).
+        finite and is counted in `skipped`. After the step `kl_predicted` is the KL of the change really applied and
+        `scale` the trust region's factor η / lr (0-d).
         """
         loss = None
         if closure is not None:
@@ -284,7 +285,7 @@ class KFAC(torch.optim.Optimizer):
         self._last = AppliedStep(self.scale)
         self.steps += 1
         active = [
-            index
+            (index, unit)
             for index, unit in enumerate(self.units)
             if any(parameter.grad is not None for parameter in unit.parameters)
         ]
@@ -293,7 +294,7 @@ class KFAC(torch.optim.Optimizer):
         group_of = self._groups()
         directions: list[Tensor] = []
         inner = torch.zeros_like(self.scale)
-        for unit in (self.units[index] for index in active):
+        for _, unit in active:
             group = group_of[id(unit.parameters[0])]
             gradient = unit.matrix([_grad(parameter) for parameter in unit.parameters])
             direction = unit.block.precondition(gradient, group["damping"])
@@ -303,14 +304,23 @@ class KFAC(torch.optim.Optimizer):
         # a non-finite gradient makes its direction so too; lengths, summed as squares, leave room for products with F
         lengths = torch.stack([torch.linalg.vector_norm(direction).to(inner) for direction in directions])
         usable = torch.isfinite(lengths.sum())
-        rows = [
-            [torch.where(usable, part, 0.0) for part in self.units[index].split(direction)]
-            for index, direction in zip(active, directions, strict=True)
+        proposals = [
+            Proposal(
+                index,
+                unit,
+                [torch.where(usable, part, 0.0) for part in unit.split(direction)],
+                [0.0 if parameter.grad is None else group_of[id(parameter)]["lr"] for parameter in unit.parameters],
+            )
+            for (index, unit), direction in zip(active, directions, strict=True)
         ]
+        decay, max_kl = self.param_groups[0]["momentum"], self.param_groups[0]["max_kl"]
         if self.compat == "baselines":
-            self._apply_baselines(active, rows, usable, torch.where(usable, inner, 0.0), group_of)
+            scale = torch.where(usable, baselines_scale(inner, max_kl), 0.0)
+            baselines_step(proposals, scale, self._last, self._momentum, decay)
         else:
-            self._apply(active, rows, usable, group_of)
+            scale = natural_step(proposals, usable, self._last, self._momentum, decay, max_kl)
+        self.scale = scale
+        self.skipped += scale == 0
 
     @property
     @torch.no_grad()
@@ -334,79 +344,11 @@ class KFAC(torch.optim.Optimizer):
             factor: 0-d, 0 to 1.
         """
         self._last.contract(factor)
-        for parameter in self._last.parameters:
-            self._buffer(parameter).mul_(factor)
+        self._momentum.shorten(self._last.parameters, factor)
         self.scale = self.scale * factor
-
-    def _apply(
-        self, active: list[int], directions: list[list[Tensor]], usable: Tensor, group_of: dict[int, dict[str, Any]]
-    ) -> None:
-        momentum = self.param_groups[0]["momentum"]
-        mass = self._momentum_mass
-        fresh = (1 - momentum) * usable.to(mass)
-        kept = torch.where(usable, momentum, 1.0).to(mass)
-        grown = kept * mass + fresh
-        if len(active) < len(self.units):
-            grown = torch.where(self._mask(active), grown, mass)
-        unbiased = (1 / grown.clamp(min=torch.finfo(grown.dtype).tiny)).unbind()
-        held = torch.where(mass > 0, kept, 0.0).unbind()  # momentum without mass is to be forgotten
-        max_kl = self.param_groups[0]["max_kl"]
-        full_steps: list[list[Tensor]] = []
-        quadratic = torch.zeros_like(self.scale)
-        for index, row in zip(active, directions, strict=True):
-            unit, steps = self.units[index], []
-            for parameter, direction in zip(unit.parameters, row, strict=True):
-                buffer = self._buffer(parameter).mul_(held[index]).addcmul_(direction, fresh)
-                step = buffer * (unbiased[index] * group_of[id(parameter)]["lr"])
-                steps.append(step if parameter.grad is not None else torch.zeros_like(step))
-            full_steps.append(steps)
-            # without a region to keep, the products with F wait until someone reads `kl_predicted`
-            quadratic += _square(steps) if max_kl is None else quadratic_form(unit, steps)
-        finite = torch.isfinite(quadratic)
-        scale = trust_region_scale(quadratic, max_kl)
-        self.scale = torch.where(usable & finite, scale, 0.0)
-        for index, steps in zip(active, full_steps, strict=True):
-            self._last.move(self.units[index], [torch.where(self.scale > 0, step * self.scale, 0.0) for step in steps])
-        self._momentum_mass = torch.where(finite, grown, 0.0)
-        self.skipped += 1 - (usable & finite).to(self.skipped)
-        if max_kl is not None:
-            self._last.kl_predicted = torch.where(self.scale > 0, self.scale.square() * quadratic / 2, 0.0)
-
-    def _apply_baselines(
-        self,
-        active: list[int],
-        directions: list[list[Tensor]],
-        usable: Tensor,
-        inner: Tensor,
-        group_of: dict[int, dict[str, Any]],
-    ) -> None:
-        momentum, max_kl = self.param_groups[0]["momentum"], self.param_groups[0]["max_kl"]
-        scale = torch.ones_like(inner) if max_kl is None else baselines_scale(inner, max_kl)
-        kept = torch.where(usable, momentum, 1.0).to(inner)
-        applied = usable.to(inner) * (1 - momentum)
-        for index, row in zip(active, directions, strict=True):
-            steps = []
-            for parameter, direction in zip(self.units[index].parameters, row, strict=True):
-                buffer = self._buffer(parameter).mul_(kept).addcmul_(direction, scale)
-                change = buffer * (applied * group_of[id(parameter)]["lr"])
-                steps.append(change if parameter.grad is not None else torch.zeros_like(change))
-            self._last.move(self.units[index], steps)
-        self.scale = torch.where(usable, scale, 0.0)
-        self.skipped += 1 - usable.to(self.skipped)
-
-    def _mask(self, active: list[int]) -> Tensor:
-        chosen = set(active)
-        return torch.tensor([index in chosen for index in range(len(self.units))], device=self._device)
 
     def _groups(self) -> dict[int, dict[str, Any]]:
         return {id(parameter): group for group in self.param_groups for parameter in group["params"]}
-
-    def _buffer(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
 
     def _refresh_due(self) -> None:
         group_of = self._groups()
@@ -431,7 +373,7 @@ class KFAC(torch.optim.Optimizer):
         state["curvature"] = {
             "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
             "steps": self.steps,
-            "momentum_mass": self._momentum_mass,
+            "momentum_mass": self._momentum.mass,
             "skipped": self.skipped,
             "counts": [self.refresh_count, self.retry_count, self.stale_count],
         }
@@ -456,13 +398,10 @@ class KFAC(torch.optim.Optimizer):
             unit.block.load_state_dict(curvature["blocks"][unit.name])
         self.steps = curvature["steps"]
         self._informed = True
-        self._momentum_mass = curvature["momentum_mass"].to(self._device, copy=True)
+        self._momentum = Momentum(self.state, len(self.units), self.scale)  # torch replaces `state`
+        self._momentum.mass = curvature["momentum_mass"].to(self._device, copy=True)
         self.skipped = curvature["skipped"].to(self._device, copy=True)
         self.refresh_count, self.retry_count, self.stale_count = curvature["counts"]
-
-
-def _square(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
 
 
 def _grad(parameter: Tensor) -> Tensor:

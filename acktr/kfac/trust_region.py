@@ -24,13 +24,16 @@ def trust_region_scale(quadratic: Tensor, max_kl: float | None) -> Tensor:
     return (2 * max_kl / quadratic.clamp(min=floor)).sqrt().clamp(max=1)
 
 
-def baselines_scale(inner: Tensor, kl_clip: float) -> Tensor:
+def baselines_scale(inner: Tensor, kl_clip: float | None) -> Tensor:
     """The published code's factor `min(1, sqrt(kl_clip / (lr² Σ u·g)))`: no 2, and the damped form u·g.
 
     Args:
         inner: 0-d, `lr² Σ u·g` of the preconditioned and the plain gradient.
-        kl_clip: what the published settings call the trust region; the bound it sets on the KL is about half of it.
+        kl_clip: what the published settings call the trust region; the bound it sets on the KL is about half of it;
+            None sets none.
     """
+    if kl_clip is None:
+        return torch.ones_like(inner)
     floor = torch.finfo(inner.dtype).tiny
     return (kl_clip / inner.clamp(min=floor)).sqrt().clamp(max=1)
 

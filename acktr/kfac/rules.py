@@ -1,0 +1,97 @@
+"""From preconditioned gradients to the step: momentum and trust region, in our order and in the published code's."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from acktr.kfac.momentum import Momentum
+from acktr.kfac.step import AppliedStep, quadratic_form
+from acktr.kfac.trust_region import trust_region_scale
+from acktr.kfac.units import Unit
+
+
+class Proposal(NamedTuple):
+    """What one step could do to one unit."""
+
+    position: int
+    """Of the unit among the optimizer's."""
+    unit: Unit
+    directions: list[Tensor]
+    """(F + λ)⁻¹ g, one per parameter, each like it."""
+    rates: list[float]
+    """Learning rate of each parameter; 0 where it has no gradient."""
+
+
+def natural_step(
+    proposals: Sequence[Proposal],
+    usable: Tensor,
+    last: AppliedStep,
+    momentum: Momentum,
+    decay: float,
+    max_kl: float | None,
+) -> Tensor:
+    """Average the directions, then bound the KL of the average, which is what moves the parameters.
+
+    Args:
+        proposals: directions of the units that got a gradient, all zero where the batch is not usable.
+        usable: 0-d bool, whether the batch may move anything.
+        last: takes the step; its `kl_predicted` is set if the trust region needs it anyway.
+        momentum: the averages.
+        decay: of the averages.
+        max_kl: trust region in nats, or None for none.
+
+    Returns:
+        The trust region's factor, 0-d; 0 if no step was made.
+    """
+    grown = momentum.grown([proposal.position for proposal in proposals], decay, usable)
+    unbiased = (1 / grown.clamp(min=torch.finfo(grown.dtype).tiny)).unbind()
+    fresh = (1 - decay) * usable.to(grown)
+    kept = torch.where(usable, decay, 1.0).to(grown)
+    held = torch.where(momentum.mass > 0, kept, 0.0).unbind()  # momentum without mass is to be forgotten
+    full_steps: list[list[Tensor]] = []
+    quadratic = torch.zeros_like(fresh)
+    for position, unit, directions, rates in proposals:
+        steps = []
+        for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True):
+            average = momentum.buffer(parameter).mul_(held[position]).addcmul_(direction, fresh)
+            steps.append(average * (unbiased[position] * rate))
+        full_steps.append(steps)
+        # without a region to keep, the products with F wait until someone reads `kl_predicted`
+        quadratic += _square(steps) if max_kl is None else quadratic_form(unit, steps)
+    finite = torch.isfinite(quadratic)
+    scale = torch.where(usable & finite, trust_region_scale(quadratic, max_kl), 0.0)
+    for proposal, steps in zip(proposals, full_steps, strict=True):
+        last.move(proposal.unit, [torch.where(scale > 0, step * scale, 0.0) for step in steps])
+    momentum.mass = torch.where(finite, grown, 0.0)
+    if max_kl is not None:
+        last.kl_predicted = torch.where(scale > 0, scale.square() * quadratic / 2, 0.0)
+    return scale
+
+
+def baselines_step(
+    proposals: Sequence[Proposal], scale: Tensor, last: AppliedStep, momentum: Momentum, decay: float
+) -> None:
+    """Average the directions, each rescaled before: the order of OpenAI Baselines.
+
+    Args:
+        proposals: directions of the units that got a gradient, all zero where the batch is not usable.
+        scale: the rescaling, 0-d, by `baselines_scale`; 0 leaves parameters and averages as they are.
+        last: takes the step.
+        momentum: the averages; their weights are not used, for Baselines does not unbias them.
+        decay: of the averages.
+    """
+    usable = scale > 0
+    kept = torch.where(usable, decay, 1.0).to(scale)
+    applied = usable.to(scale) * (1 - decay)
+    for _, unit, directions, rates in proposals:
+        changes = []
+        for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True):
+            average = momentum.buffer(parameter).mul_(kept).addcmul_(direction, scale)
+            changes.append(average * (applied * rate))
+        last.move(unit, changes)
+
+
+def _square(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()

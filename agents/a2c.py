@@ -44,7 +44,8 @@ class A2CUpdater:
         outputs = [Outputs(distribution=distribution, values=values, rows=slice(None))]
         losses = actor_critic_losses(outputs, batch, normalize_advantages=settings.normalize_advantages)
         self.optimizer.zero_grad()
-        torch.autograd.backward(losses.objective(settings))
+        entropy_coef = scheduled(settings.entropy_coef, settings.entropy_schedule, progress)
+        torch.autograd.backward(losses.policy + settings.value_coef * losses.value - entropy_coef * losses.entropy)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         usable = torch.isfinite(norm)
         self._skipped += 1 - usable.to(self._skipped)

@@ -11,7 +11,7 @@ second forward pass, and the sampled backward runs over the first part only.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from acktr.agents.divergence import Divergence, allowed, joined_values, measure
 from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance, learnt_advantages
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
-from acktr.agents.settings import Settings
+from acktr.agents.settings import Schedule, Settings
 from acktr.agents.updates import UpdateReport, load_optimizer_state, optimizer_state, scheduled
 from acktr.errors import UserError
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric
@@ -67,9 +67,10 @@ class ACKTRUpdater:
         first = outputs[0]
         weights = None if batch.weights is None else batch.weights[first.rows]
         losses = actor_critic_losses(outputs, batch, normalize_advantages=settings.normalize_advantages)
-        sigma = self._sigma(losses.value.detach())
+        sigma = self._sigma(losses.value.detach(), batch.weights)
         self._update_statistics(first, batch, weights, sigma)
-        objective = losses.policy - settings.entropy_coef * losses.entropy
+        entropy_coef = scheduled(settings.entropy_coef, settings.entropy_schedule, progress)
+        objective = losses.policy - entropy_coef * losses.entropy
         objective = objective + settings.value_coef * losses.value / _scale_of_loss(settings, sigma)
         self.optimizer.zero_grad()
         if self.critic is not None:
@@ -120,15 +121,12 @@ class ACKTRUpdater:
         if parts == 1 or not self.optimizer.statistics_due:
             with self._capture():
                 return [self._outputs(batch, slice(None))]
-        offset = self._rotation % parts
+        device = batch.observations.device
+        chosen, rest = rotating_part(rows, batch.num_envs, parts, self._rotation)
         self._rotation += 1
-        index = torch.arange(rows, device=batch.observations.device)
-        # every environment takes part, at every so many of its steps: neighbouring frames say much the same
-        diagonal = (index + index // batch.num_envs) % parts
-        chosen, rest = index[diagonal == offset], index[diagonal != offset]
         with self._capture():
-            first = self._outputs(batch, chosen)
-        return [first, self._outputs(batch, rest)]
+            first = self._outputs(batch, chosen.to(device))
+        return [first, self._outputs(batch, rest.to(device))]
 
     def _outputs(self, batch: Batch, rows: Tensor | slice) -> Outputs:
         if not self.settings.center_values:
@@ -167,17 +165,19 @@ class ACKTRUpdater:
             GaussNewton(values=part.values, sigma=sigma, kind=settings.fisher, generator=self._generator),
         )
 
-    def _sigma(self, value_loss: Tensor) -> Tensor | float:
+    def _sigma(self, value_loss: Tensor, weights: Tensor | None) -> Tensor | float:
         """The value's standard deviation: the setting, or the debiased running rms of R - V."""
         if self.settings.value_sigma > 0:
             return self.settings.value_sigma
         usable = torch.isfinite(value_loss)
+        if weights is not None:
+            usable = usable & (weights.sum() > 0)
         fresh = (1 - SIGMA_DECAY) * usable.to(value_loss)
-        kept = torch.where(usable, SIGMA_DECAY, 1.0)
-        self._residual_square = kept * self._residual_square + torch.where(usable, fresh * 2 * value_loss, 0.0)
-        self._residual_mass = kept * self._residual_mass + fresh
-        floor = torch.finfo(value_loss.dtype).tiny
-        return (self._residual_square / self._residual_mass.clamp(min=floor)).sqrt().clamp(min=1e-6)
+        self._residual_square = (1 - fresh) * self._residual_square + torch.where(usable, fresh * 2 * value_loss, 0.0)
+        self._residual_mass = (1 - fresh) * self._residual_mass + fresh
+        known = self._residual_mass > 0
+        mean_square = self._residual_square / torch.where(known, self._residual_mass, 1.0)
+        return torch.where(known, mean_square.sqrt().clamp(min=1e-6), 1.0)
 
     def _control(self, divergence: Divergence) -> Divergence:
         """Shorten a step whose measured KL exceeds its limit, if any, taking it as quadratic in the step's length.
@@ -234,7 +234,29 @@ class ACKTRUpdater:
         self._residual_mass = state["residual_mass"].to(device, copy=True)
 
 
-def _radius(radius: float, schedule: Literal["linear", "constant"], progress: float) -> float | None:
+def rotating_part(rows: int, num_envs: int, parts: int, turn: int) -> tuple[Tensor, Tensor]:
+    """Which rows the curvature is taken from: every environment's, at every so many of its steps.
+
+    Neighbouring frames say much the same, so the rows of a part lie on diagonals of (steps, environments).
+
+    Args:
+        rows: M, a multiple of `num_envs`, time-major.
+        num_envs: N.
+        parts: into how many the batch is divided, at most M; none of them is empty.
+        turn: the part wanted, modulo `parts`.
+
+    Returns:
+        Indices of the part's rows and of all others, on the CPU.
+    """
+    index = torch.arange(rows)
+    diagonal = index % num_envs + index // num_envs
+    if parts > num_envs + rows // num_envs - 1:  # fewer diagonals than parts
+        diagonal = index
+    taken = diagonal % parts == turn % parts
+    return index[taken], index[~taken]
+
+
+def _radius(radius: float, schedule: Schedule, progress: float) -> float | None:
     """A trust region's radius under its schedule, None for a setting of 0.
 
     A radius that falls to 0 would be none; the last update of a falling one stays above it.

@@ -28,6 +28,7 @@ from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
 from acktr.envs.make import EnvironmentLike, describe
+from acktr.envs.registry import find_spec
 from acktr.errors import UserError
 
 
@@ -217,6 +218,8 @@ def load(
     settings = Settings.from_dict(state["settings"], source=str(path))
     if isinstance(env, VectorEnv):
         settings = dataclasses.replace(settings, num_envs=env.num_envs)
+    if env is None:
+        _check_id(settings.env, file)
     agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(ACKTR if settings.algorithm == "acktr" else A2C)
     agent._build(settings, env=settings.env if env is None else env, torso=torso, run_dir=None, verbose=verbose)
     try:
@@ -232,3 +235,12 @@ def load(
             f"torso of its own needs torso=): {reason}"
         ) from error
     return agent
+
+
+def _check_id(name: str, file: Path) -> None:
+    try:
+        find_spec(name)
+    except UserError as error:
+        raise UserError(
+            f"{file}: {error}; an agent made with a function of your own takes it again: acktr.load(file, env=function)"
+        ) from error

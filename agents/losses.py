@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from acktr.agents.rollout import Batch
-from acktr.agents.settings import Settings
 from acktr.kfac import weighted_mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """Means over the valid rows of a batch, 0-d with their graph; see `objective` for what is minimised.
+    """Means over the valid rows of a batch, 0-d with their graph.
+
+    What is minimised is `policy + value_coef · value - entropy_coef · entropy`.
 
     Attributes:
         policy: minus the advantage-weighted log-likelihood.
@@ -24,10 +25,6 @@ class Losses:
     policy: Tensor
     value: Tensor
     entropy: Tensor
-
-    def objective(self, settings: Settings) -> Tensor:
-        """`policy + value_coef · value - entropy_coef · entropy`."""
-        return self.policy + settings.value_coef * self.value - settings.entropy_coef * self.entropy
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

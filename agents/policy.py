@@ -102,9 +102,11 @@ def _width(torso: nn.Module, shape: tuple[int, ...]) -> int:
     try:
         with torch.no_grad():
             features = torso(rows)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the torso does not take observations of shape {tuple(rows.shape)}: {reason}") from error
+    if not isinstance(features, Tensor):
+        raise UserError(f"the torso must give features (N, F), it gave a {type(features).__name__}")
     if features.dim() != 2 or features.shape[0] != 2:
         raise UserError(
             f"the torso takes observations {tuple(rows.shape)} and must give features (2, F), it gave "

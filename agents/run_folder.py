@@ -137,6 +137,10 @@ class RunFolder:
             lock.acquire()
         except filelock.Timeout as error:
             raise UserError(f"{self.path}: another process is training in it; wait for it or stop it first") from error
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written: {error.strerror}; mend that or copy the folder"
+            ) from error
         try:
             yield
         finally:

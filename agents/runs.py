@@ -232,7 +232,7 @@ def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
     name = shlex.quote(str(folder.path))
     if not complete:
         saved = "exact resume goes on from the last checkpoint" if trainer.settings.exact_resume else "saved"
-        trainer.reporter.message(f"interrupted; {saved}. Go on with `acktr resume {name}`")
+        trainer.reporter.message(f"{saved}; go on with `acktr resume {name}`")
         raise KeyboardInterrupt
     if trainer.episodes:
         plot([folder.path], folder.path / CURVE_FILE)

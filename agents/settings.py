@@ -11,6 +11,8 @@ from typing import Any, Literal
 from acktr.agents.setting_fields import check, converted_value, setting, values_taken
 from acktr.errors import UserError
 
+Schedule = Literal["linear", "late", "constant"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -124,6 +126,12 @@ class Settings:
     entropy_coef: float = setting(
         0.01, "Weight of the entropy bonus.", typical="0 to 0.02", origin="Wu et al. 2017", low=0
     )
+    entropy_schedule: Literal["linear", "late", "constant"] = setting(
+        "constant",
+        "How entropy_coef moves over the run; as lr_schedule.",
+        typical="late on frames",
+        origin="this project",
+    )
     value_coef: float = setting(
         0.5, "Weight of 1/2 (v - R)^2.", typical="0.25 to 1", origin="Baselines: 0.25 (v - R)^2", low=0
     )
@@ -145,12 +153,15 @@ class Settings:
         low=0,
         low_open=True,
     )
-    lr_schedule: Literal["linear", "constant"] = setting(
-        "linear", "How lr moves over the run; linear falls to 0.", typical="linear", origin="Wu et al. 2017"
+    lr_schedule: Literal["linear", "late", "constant"] = setting(
+        "linear",
+        "How lr moves over the run; linear: falls to 0; late: falls to 0 over the second half.",
+        typical="linear",
+        origin="Wu et al. 2017",
     )
-    kl_schedule: Literal["linear", "constant"] = setting(
+    kl_schedule: Literal["linear", "late", "constant"] = setting(
         "constant",
-        "How max_kl moves over the run; linear falls to 0.",
+        "How the trust regions move over the run; as lr_schedule.",
         typical="constant",
         origin="this project",
     )
@@ -160,7 +171,7 @@ class Settings:
     max_kl: float = setting(
         1e-3,
         "Trust region delta on the KL that the curvature predicts, in nats per update; 0 sets none.",
-        typical="1e-4 to 1e-2",
+        typical="0, or 1e-4 to 1e-2",
         origin="Wu et al. 2017",
         low=0,
     )

@@ -187,7 +187,7 @@ class Trainer:
         if skipped < self._interval.updates and all(math.isfinite(value) for value in self.returns):
             return
         reason = (
-            f"the last {skipped} batches all had a non-finite gradient"
+            f"each of the last {skipped} batches gave a gradient or a step that is not finite"
             if skipped >= self._interval.updates
             else "an episode's return is not finite"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from acktr.agents.rollout import Batch
+from acktr.agents.settings import Schedule
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +51,10 @@ class Updater(Protocol):
         ...
 
 
-def scheduled(value: float, schedule: str, progress: float) -> float:
-    """A setting under its schedule: `linear` falls to 0 at progress 1, `constant` stays."""
-    return value * max(0.0, 1.0 - progress) if schedule == "linear" else value
+def scheduled(value: float, schedule: Schedule, progress: float) -> float:
+    """A setting at `progress` (0 to 1): `linear` falls to 0, `late` does so over the second half, `constant` stays."""
+    left = max(0.0, 1.0 - progress)
+    return value * {"linear": left, "late": min(1.0, 2 * left), "constant": 1.0}[schedule]
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -80,8 +80,10 @@ def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object
         UserError: a dependency is missing or the version is gone, with gymnasium's advice.
     """
     try:
-        return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array" if render else None)
-    except (gymnasium.error.Error, ImportError) as error:
+        if render:
+            return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array")
+        return gymnasium.make(spec, disable_env_checker=True)  # an environment of one's own may know no render_mode
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
         advice = one_line(error)
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if "pip install" not in advice and missing:

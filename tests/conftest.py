@@ -5,6 +5,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before torch is loaded: on busy cores its idle threads, which wait by spinning, slow small tensors a hundred times.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 

@@ -5,12 +5,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from acktr.agents.acktr import ACKTRUpdater
+from acktr.agents.acktr import ACKTRUpdater, rotating_part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
-from acktr.agents.settings import Settings
+from acktr.agents.settings import Schedule, Settings
+from acktr.agents.updates import scheduled
 from acktr.kfac import mean_kl
 
 SIGMA = 0.5
@@ -132,3 +135,61 @@ def test_a_step_whose_kl_is_not_finite_is_taken_back() -> None:
     moved = moved_by_an_update(shared=True, returns=1e30, max_measured_value_kl=1.0)
     assert (moved.policy, moved.value) == (0.0, 0.0)
     assert float(moved.figures["kl_measured"]) == 0.0
+
+
+@given(num_envs=st.integers(1, 20), num_steps=st.integers(1, 20), parts=st.integers(1, 20), turn=st.integers(0, 99))
+def test_the_parts_that_curvature_is_taken_from_divide_the_batch_and_none_is_empty(
+    num_envs: int, num_steps: int, parts: int, turn: int
+) -> None:
+    rows = num_envs * num_steps
+    parts = min(parts, rows)
+    everything: list[int] = []
+    for offset in range(parts):
+        part, rest = (indices.tolist() for indices in rotating_part(rows, num_envs, parts, turn + offset))
+        assert part
+        assert sorted(part + rest) == list(range(rows))
+        everything += part
+    assert sorted(everything) == list(range(rows))
+
+
+def test_the_running_sigma_starts_with_the_first_usable_batch() -> None:
+    settings = Settings(env="CartPole-v1", value_sigma=0)
+    updater = ACKTRUpdater(ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings), settings, torch.Generator())
+    weights = torch.ones(4)
+    assert float(updater._sigma(torch.tensor(torch.nan), weights)) == 1.0
+    assert float(updater._sigma(torch.tensor(2.0), weights)) == pytest.approx(2.0)  # 1/2 (v - R)² of 2
+    assert float(updater._sigma(torch.tensor(0.0), torch.zeros(4))) == pytest.approx(2.0)
+    assert float(updater._sigma(torch.tensor(8.0), weights)) > 2.5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [("constant", [2.0, 2.0, 2.0, 2.0]), ("linear", [2.0, 1.0, 0.5, 0.0]), ("late", [2.0, 2.0, 1.0, 0.0])],
+)
+def test_schedules_reach_their_values(schedule: Schedule, values: list[float]) -> None:
+    assert [scheduled(2.0, schedule, progress) for progress in (0.0, 0.5, 0.75, 1.0)] == values
+    assert scheduled(2.0, schedule, 1.01) >= 0  # the last batch may go a little past the end
+
+
+def test_the_entropy_bonus_follows_its_schedule() -> None:
+    entropies = []
+    for progress in (0.0, 1.0):
+        settings = Settings(env="CartPole-v1", entropy_coef=10.0, entropy_schedule="linear", lr_schedule="constant")
+        torch.manual_seed(0)
+        policy = ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings)
+        with torch.no_grad():
+            policy.policy_head.logits.weight.normal_()
+        batch = Batch(
+            observations=torch.randn(64, 3),
+            actions=torch.randint(0, 4, (64,)),
+            advantages=torch.zeros(64),
+            returns=torch.zeros(64),
+            weights=None,
+            valid_rows=64,
+            num_envs=4,
+        )
+        before = policy(batch.observations)[0].entropy().mean()
+        ACKTRUpdater(policy, settings, torch.Generator().manual_seed(0)).update(batch, progress=progress)
+        entropies.append(float((policy(batch.observations)[0].entropy().mean() - before).detach()))
+    assert entropies[0] > 1e-3
+    assert abs(entropies[1]) < 1e-6

@@ -1,6 +1,7 @@
 """Inputs at the edge: what once crashed, stalled or silently misled K-FAC."""
 
 import copy
+import math
 import warnings
 from typing import Any, Literal
 
@@ -127,8 +128,39 @@ def test_a_state_of_the_other_damping_mode_is_refused() -> None:
     learn(model, exact, torch.randn(8, 3))
     learn(model, factored, torch.randn(8, 3))
     for source, target in ((exact, factored), (factored, exact)):
+        state = source.state_dict()
+        state["param_groups"][0]["lr"] = 7.0
         with pytest.raises(ValueError, match="damping_mode"):
-            target.load_state_dict(source.state_dict())
+            target.load_state_dict(state)
+        assert target.param_groups[0]["lr"] == 0.25  # refused before anything was taken
+
+
+def test_a_state_of_single_precision_continues_in_double() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+    optimizer = KFAC(model)
+    learn(model, optimizer, torch.randn(8, 3))
+    state = optimizer.state_dict()
+    model.double()
+    doubled = KFAC(model)
+    doubled.load_state_dict(state)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    learn(model, doubled, torch.randn(8, 3, dtype=torch.float64))
+    assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("gap", [5.0, 700.0, 800.0, 1e4])
+def test_mean_kl_of_far_apart_policies_is_finite_and_exact(gap: float) -> None:
+    before, after = torch.zeros(1, 3, dtype=torch.float64), torch.tensor([[0.0, 0.0, -gap]], dtype=torch.float64)
+    kl = mean_kl(Categorical(logits=before), Categorical(logits=after))
+    expected = -math.log(3) + math.log(2 + math.exp(-gap)) + gap / 3
+    assert float(kl) == pytest.approx(expected, rel=1e-12)
+
+
+def test_mean_kl_to_a_policy_that_excludes_a_possible_action_is_infinite() -> None:
+    possible, excluded = torch.zeros(1, 2), torch.tensor([[0.0, -torch.inf]])
+    assert float(mean_kl(Categorical(logits=possible), Categorical(logits=excluded))) == torch.inf
+    assert float(mean_kl(Categorical(logits=excluded), Categorical(logits=possible))) == pytest.approx(math.log(2))
 
 
 def test_a_state_of_other_widths_is_refused() -> None:

@@ -225,8 +225,23 @@ def test_inverses_are_refreshed_at_once_at_first_and_in_turn_later() -> None:
         train_step(model, optimizer, torch.randn(9, 3))
         counts.append(optimizer.refresh_count - before)
     assert counts[:20] == [5] * 20
-    assert sum(counts[20:30]) == 25  # every second step
+    assert sum(counts[20:40]) == 50  # every second step
     assert counts[50:] == [1] * 10
+
+
+@pytest.mark.parametrize("interval", [2, 7, 10, 20, 40])
+@pytest.mark.parametrize("layers", [1, 6])
+def test_no_inverse_waits_much_longer_than_the_interval(interval: int, layers: int) -> None:
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(layers)])
+    optimizer = KFAC(model, inverse_interval=interval)
+    waited, longest = [0] * layers, 0
+    for _ in range(15 * interval):
+        inverses = [unit.block.state_dict()["left"] for unit in optimizer.units]
+        train_step(model, optimizer, torch.randn(4, 2))
+        for index, (unit, old) in enumerate(zip(optimizer.units, inverses, strict=True)):
+            waited[index] = waited[index] + 1 if unit.block.state_dict()["left"] is old else 0
+            longest = max(longest, waited[index])
+    assert longest <= 1.5 * interval
 
 
 def test_statistics_are_taken_every_stat_interval_steps() -> None:

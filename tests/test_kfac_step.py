@@ -135,3 +135,44 @@ def test_closure_is_called_with_gradients_enabled() -> None:
 
     run: Callable[[Callable[[], float]], float | None] = optimizer.step
     assert run(closure) == 1.5
+
+
+def test_contract_by_a_number_that_is_none_takes_the_step_back_and_counts_it() -> None:
+    model = classifier()
+    optimizer = KFAC(model, lr=0.5)
+    before = flat_parameters(model)
+    train_step(model, optimizer, torch.randn(9, 3))
+    optimizer.contract(torch.tensor(torch.nan))
+    assert torch.equal(flat_parameters(model), before)
+    assert int(optimizer.skipped) == 1
+    for _ in range(2):
+        train_step(model, optimizer, torch.randn(9, 3))
+    assert torch.isfinite(flat_parameters(model)).all()
+    assert not torch.equal(flat_parameters(model), before)
+    assert int(optimizer.skipped) == 1
+
+
+def test_contract_shortens_the_momentum_of_a_unit_s_parameters_without_gradient_too() -> None:
+    model = classifier()
+    optimizer = KFAC(model, lr=0.5)
+    train_step(model, optimizer, torch.randn(9, 3))
+    bias = model[0].bias
+    backward(model, optimizer, torch.randn(9, 3))
+    bias.grad = None
+    optimizer.step()
+    optimizer.contract(torch.tensor(0.0))
+    assert all(
+        float(optimizer.state[parameter]["momentum_buffer"].abs().max()) == 0 for parameter in model.parameters()
+    )
+
+
+def test_a_loaded_state_does_not_contract_the_step_made_before_it() -> None:
+    model = classifier()
+    optimizer = KFAC(model, lr=0.5)
+    saved = optimizer.state_dict()
+    train_step(model, optimizer, torch.randn(9, 3))
+    optimizer.load_state_dict(saved)
+    before = flat_parameters(model)
+    optimizer.contract(torch.tensor(0.5))
+    assert torch.equal(flat_parameters(model), before)
+    assert float(optimizer.kl_predicted) == 0

@@ -82,7 +82,7 @@ class RunningAverage:
         if self.value is None or self.mass is None:
             identity = torch.ones_like(total) if total.dim() == 1 else torch.eye(total.shape[-1]).to(total)
             self.value, self.mass = identity.expand_as(total).clone(), torch.zeros_like(fresh)
-        self.mass = decay * self.mass + fresh
+        self.mass = torch.where(usable, decay * self.mass, self.mass) + fresh
         share = torch.where(usable, fresh / self.mass, 0.0)
         # two passes over the value and no temporary: the widest factors are bound by memory
         self.value.mul_(1 - share).addcmul_(total, torch.where(usable, share / weight, 0.0))
@@ -92,9 +92,9 @@ class RunningAverage:
         return {} if self.value is None else {"value": self.value, "mass": self.mass}
 
     def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
-        """Take back what `state_dict` gave, on the device of `like`."""
-        self.value = state["value"].to(like.device, copy=True) if state else None
-        self.mass = state["mass"].to(like.device, copy=True) if state else None
+        """Take back what `state_dict` gave, on the device and in the precision of `like`."""
+        self.value = state["value"].to(like, copy=True) if state else None
+        self.mass = state["mass"].to(like, copy=True) if state else None
 
 
 class KroneckerBlock:
@@ -183,14 +183,7 @@ class KroneckerBlock:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave.
-
-        Raises:
-            ValueError: it holds inverses of the other damping mode.
-        """
-        if state["left"] is not None and (state["scales"] is None) != (self.mode == "factored"):
-            other = "exact" if self.mode == "factored" else "factored"
-            raise ValueError(f"this state was made with damping_mode '{other}', this optimizer has '{self.mode}'")
+        """Take back what `state_dict` gave."""
         self.inputs.load_state_dict(state["inputs"], self._like)
         self.outputs.load_state_dict(state["outputs"], self._like)
         self._left, self._right, self._scales = (
@@ -351,4 +344,4 @@ def factored_damping(A: Tensor, G: Tensor, damping: float) -> tuple[Tensor, Tens
 
 
 def _copy_to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if tensor is None else tensor.to(like.device, copy=True)
+    return None if tensor is None else tensor.to(like, copy=True)

@@ -32,7 +32,7 @@ class Momentum:
     def grown(self, active: Sequence[int], decay: float, usable: Tensor) -> Tensor:
         """(units,) weights after one more direction for the units `active`; the same where `usable` (0-d) is false."""
         fresh = (1 - decay) * usable.to(self.mass)
-        grown = torch.where(usable, decay, 1.0).to(self.mass) * self.mass + fresh
+        grown = (1 - fresh) * self.mass + fresh
         if len(active) == len(self.mass):
             return grown
         chosen = set(active)

@@ -38,7 +38,8 @@ MIN_WINDOW = 0.01
 """Smallest `stat_window`: a hundredth of the updates so far."""
 
 REFRESH_GROWTH = 0.1
-"""The interval of the refreshes grows to its full length as this share of the steps so far: young factors move fast."""
+"""The interval of the refreshes doubles up to its full length, below this share of the steps so far: young factors move
+fast. It changes seldom, for at every change some unit waits longer for its turn."""
 
 
 class KFAC(torch.optim.Optimizer):
@@ -290,6 +291,7 @@ class KFAC(torch.optim.Optimizer):
             if any(parameter.grad is not None for parameter in unit.parameters)
         ]
         if not active:
+            self.scale = torch.zeros_like(self.scale)
             return
         group_of = self._groups()
         directions: list[Tensor] = []
@@ -341,10 +343,12 @@ class KFAC(torch.optim.Optimizer):
         otherwise one batch whose step came out a thousand times too long rules the ten that follow.
 
         Args:
-            factor: 0-d, 0 to 1.
+            factor: 0-d, 0 to 1; NaN counts as 0, and a step of which nothing is left as skipped.
         """
+        factor = torch.where(factor > 0, factor, 0.0).to(self.scale)
         self._last.contract(factor)
         self._momentum.shorten(self._last.parameters, factor)
+        self.skipped += (self.scale > 0) & (factor == 0)
         self.scale = self.scale * factor
 
     def _groups(self) -> dict[int, dict[str, Any]]:
@@ -352,7 +356,9 @@ class KFAC(torch.optim.Optimizer):
 
     def _refresh_due(self) -> None:
         group_of = self._groups()
-        interval = min(self.inverse_interval, max(1, int(REFRESH_GROWTH * self.steps)))
+        interval = self.inverse_interval
+        if (young := int(REFRESH_GROWTH * self.steps)) < interval:
+            interval = 1 << max(0, young.bit_length() - 1)
         for index, unit in enumerate(self.units):
             phase = index * interval // len(self.units)
             if (self.steps - phase) % interval != 0:
@@ -398,9 +404,11 @@ class KFAC(torch.optim.Optimizer):
             unit.block.load_state_dict(curvature["blocks"][unit.name])
         self.steps = curvature["steps"]
         self._informed = True
+        self.scale = torch.zeros_like(self.scale)
+        self._last = AppliedStep(self.scale)  # the step before belongs to other weights
         self._momentum = Momentum(self.state, len(self.units), self.scale)  # torch replaces `state`
-        self._momentum.mass = curvature["momentum_mass"].to(self._device, copy=True)
-        self.skipped = curvature["skipped"].to(self._device, copy=True)
+        self._momentum.mass = curvature["momentum_mass"].to(self.scale, copy=True)
+        self.skipped = curvature["skipped"].to(self.scale, copy=True)
         self.refresh_count, self.retry_count, self.stale_count = curvature["counts"]
 
 

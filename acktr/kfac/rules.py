@@ -48,8 +48,7 @@ def natural_step(
     grown = momentum.grown([proposal.position for proposal in proposals], decay, usable)
     unbiased = (1 / grown.clamp(min=torch.finfo(grown.dtype).tiny)).unbind()
     fresh = (1 - decay) * usable.to(grown)
-    kept = torch.where(usable, decay, 1.0).to(grown)
-    held = torch.where(momentum.mass > 0, kept, 0.0).unbind()  # momentum without mass is to be forgotten
+    held = torch.where(momentum.mass > 0, 1 - fresh, 0.0).unbind()  # momentum without mass is to be forgotten
     full_steps: list[list[Tensor]] = []
     quadratic = torch.zeros_like(fresh)
     for position, unit, directions, rates in proposals:
@@ -82,14 +81,12 @@ def baselines_step(
         momentum: the averages; their weights are not used, for Baselines does not unbias them.
         decay: of the averages.
     """
-    usable = scale > 0
-    kept = torch.where(usable, decay, 1.0).to(scale)
-    applied = usable.to(scale) * (1 - decay)
+    fresh = (scale > 0).to(scale) * (1 - decay)
     for _, unit, directions, rates in proposals:
         changes = []
         for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True):
-            average = momentum.buffer(parameter).mul_(kept).addcmul_(direction, scale)
-            changes.append(average * (applied * rate))
+            average = momentum.buffer(parameter).mul_(1 - fresh).addcmul_(direction, scale)
+            changes.append(average * (fresh * rate))
         last.move(unit, changes)
 
 

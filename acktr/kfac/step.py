@@ -39,8 +39,8 @@ class AppliedStep:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters that moved."""
-        return [parameter for parameter, _, _ in self._moves]
+        """Of the units that moved."""
+        return [parameter for unit, _ in self._changes for parameter in unit.parameters]
 
     @property
     def kl_predicted(self) -> Tensor:

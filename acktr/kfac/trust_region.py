@@ -54,8 +54,18 @@ def mean_kl(
     Returns:
         0-d; float64 for Categorical and Normal, else the distributions' own dtype.
     """
-    divergence = distributions.kl_divergence(_double(before), _double(after))
+    before, after = _double(before), _double(after)
+    if isinstance(before, distributions.Categorical) and isinstance(after, distributions.Categorical):
+        divergence = _categorical_kl(before, after)
+    else:
+        divergence = distributions.kl_divergence(before, after)
     return weighted_mean(divergence if divergence.dim() == 1 else divergence.flatten(1).sum(1), weights)
+
+
+def _categorical_kl(before: distributions.Categorical, after: distributions.Categorical) -> Tensor:
+    """KL by the logarithms; torch's own is infinite as soon as a probability underflows, some 745 nats down."""
+    terms = before.probs * (before.logits - after.logits)
+    return torch.where(before.probs > 0, terms, 0.0).sum(-1)
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -108,7 +108,11 @@ class KroneckerUnit(Unit):
         return (weight,) if bias is None else (weight, bias)
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Refuse factors of other sizes."""
+        """Refuse factors of other sizes, and inverses of the other damping mode."""
+        mode = self.block.mode
+        if state["left"] is not None and (state["scales"] is None) != (mode == "factored"):
+            other = "exact" if mode == "factored" else "factored"
+            raise ValueError(f"this state was made with damping_mode '{other}', this optimizer has '{mode}'")
         groups, rows, columns = self.map.matrix_shape
         for side, size in (("outputs", rows), ("inputs", columns)):
             value = state[side].get("value")

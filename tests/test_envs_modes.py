@@ -168,6 +168,17 @@ def test_unknown_ids_are_refused_with_the_nearest() -> None:
         make_vec("Breakout", 1)
 
 
+def test_a_registered_environment_need_not_know_render_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gymnasium.envs.registration.EnvSpec(
+        "Scripted-v0", entry_point=lambda: Scripted([(3, True, False)]), max_episode_steps=9
+    )
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    environment = make_vec(spec.id, 2)
+    assert environment.reset([0, 1]).shape == (2, 2)
+    with pytest.raises(UserError, match="cannot be made"):
+        make_vec(spec.id, 1, render=True)
+
+
 def test_spaces_that_are_not_understood_are_named() -> None:
     class Odd(Scripted):
         observation_space = Dict({"a": Discrete(2)})  # type: ignore[assignment]  # that is the point

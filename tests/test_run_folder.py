@@ -13,7 +13,7 @@ import torch
 from limits import full_disk
 
 from acktr.agents import checkpoint
-from acktr.agents.run_folder import RunFolder
+from acktr.agents.run_folder import LOCK_FILE, RunFolder
 from acktr.agents.settings import Settings
 from acktr.errors import RunError, UserError
 
@@ -217,6 +217,12 @@ def test_a_checkpoint_folder_that_vanished_is_made_again(folder: RunFolder) -> N
     shutil.rmtree(folder.checkpoints)
     write(folder, 100)
     assert names(folder) == ["step-100.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(folder: RunFolder) -> None:
+    (folder.path / LOCK_FILE).mkdir()  # stands for a folder without permission, which a superuser has everywhere
+    with pytest.raises(UserError, match="cannot be written"), folder.lock():
+        pass
 
 
 def test_folders_and_plots_need_no_torch() -> None:

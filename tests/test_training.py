@@ -267,6 +267,26 @@ def test_a_torso_without_one_row_of_features_per_observation_is_refused() -> Non
         acktr.ACKTR("CartPole-v1", torso=torch.nn.Unflatten(1, (4, 1)))
     with pytest.raises(UserError, match=r"does not take observations of shape \(2, 4\)"):
         acktr.ACKTR("CartPole-v1", torso=torch.nn.Linear(5, 8))
+    with pytest.raises(UserError, match="it gave a tuple"):
+        acktr.ACKTR("CartPole-v1", torso=torch.nn.GRU(4, 8))
+    with pytest.raises(UserError, match="not callable"):
+        acktr.ACKTR("CartPole-v1", torso="wide")  # type: ignore[arg-type]  # what a caller without types may pass
+
+
+def test_an_agent_on_a_function_s_environment_comes_back_with_it(tmp_path: Path) -> None:
+    def own() -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("CartPole-v1").unwrapped
+
+    def nameless() -> gymnasium.Env[Any, Any]:
+        environment = own()
+        environment.spec = None
+        return environment
+
+    agent = acktr.ACKTR(nameless, num_envs=2).learn(100)
+    agent.save(tmp_path / "agent.safetensors")
+    with pytest.raises(UserError, match=r"acktr\.load\(file, env=function\)"):
+        acktr.load(tmp_path / "agent.safetensors")
+    assert acktr.load(tmp_path / "agent.safetensors", nameless).timesteps == agent.timesteps
 
 
 def test_a_run_folder_loads_as_an_agent(tmp_path: Path) -> None:

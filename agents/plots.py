@@ -71,7 +71,9 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", va="center")
     try:
         figure.savefig(output, dpi=120)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}; give another path") from error
+    except ValueError as error:
         raise UserError(f"{output} cannot be written: {error}; give a path that ends in .png, .svg or .pdf") from error
 
 

@@ -108,7 +108,9 @@ class RunFolder:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; name the run folder that `acktr train` printed")
         if not file.is_file():
-            raise UserError(f"{path}: not a run folder: it has no {SETTINGS_FILE}")
+            runs = sorted(str(found.parent) for found in path.glob(f"*/{SETTINGS_FILE}"))[:3]
+            hint = f"; there are runs below it, such as {', '.join(runs)}" if runs else ""
+            raise UserError(f"{path}: not a run folder: it has no {SETTINGS_FILE}{hint}")
         try:
             values = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -204,7 +204,10 @@ def choose_device(settings: Settings, environment: VectorEnvironment) -> tuple[t
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"setting 'device' takes auto, cpu, cuda or cuda:N, got '{settings.device}'")
     if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"device '{settings.device}' is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+        count = torch.cuda.device_count()
+        raise UserError(
+            f"device '{settings.device}' is not there: torch sees {count} CUDA devices; use --device cpu or auto"
+        )
     return device, f"device: {device}, as asked"
 
 

@@ -105,6 +105,10 @@ def test_opening_what_is_no_run_says_why(tmp_path: Path) -> None:
         RunFolder.open(tmp_path / "absent")
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder.open(tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "settings.yaml").write_text("env: CartPole-v1")
+    with pytest.raises(UserError, match=r"runs below it, such as .*one"):
+        RunFolder.open(tmp_path)
     (tmp_path / "settings.yaml").write_text("env: [")
     with pytest.raises(UserError, match="does not parse"):
         RunFolder.open(tmp_path)

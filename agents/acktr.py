@@ -22,6 +22,7 @@ from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Schedule, Settings
+from acktr.agents.step_control import StepControl
 from acktr.agents.updates import UpdateReport, load_optimizer_state, optimizer_state, scheduled
 from acktr.errors import UserError
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric
@@ -52,9 +53,11 @@ class ACKTRUpdater:
             self.optimizer = _kfac(actor, settings, lr=settings.lr, max_kl=settings.max_kl)
             self.critic = _kfac(critic, settings, lr=settings.critic_lr, max_kl=settings.critic_max_kl)
         self._limits: tuple[float | None, float | None] = (None, None)
+        self._desired_kl: float | None = None
         self._updates = 0
         self._rotation = 0
         device = next(policy.parameters()).device
+        self._step_control = StepControl(torch.zeros((), device=device))
         self._residual_square = torch.zeros((), device=device)
         self._residual_mass = torch.zeros((), device=device)
 
@@ -82,9 +85,12 @@ class ACKTRUpdater:
             self.critic.step()
         divergences: dict[str, Tensor] = {}
         shown = self._updates % settings.kl_interval == 0
-        if shown or self._limits != (None, None):
+        if shown or self._limits != (None, None) or self._desired_kl is not None:
             extremes = self._limits[1] is not None
-            moved = self._control(measure(self.policy, outputs, batch, sigma, extremes=extremes))
+            moved = measure(self.policy, outputs, batch, sigma, extremes=extremes)
+            if self._desired_kl is not None:
+                self._step_control.observe(moved.policy, self._desired_kl)
+            moved = self._control(moved)
             # with separate torsos the trust region is the policy's alone
             total = moved.policy + moved.value if self.critic is None else moved.policy
             divergences = {"kl_measured": total, "kl_policy": moved.policy}
@@ -107,6 +113,7 @@ class ACKTRUpdater:
             _radius(settings.max_measured_kl, settings.kl_schedule, progress),
             _radius(settings.max_measured_value_kl, settings.kl_schedule, progress),
         )
+        self._desired_kl = _radius(settings.desired_kl, settings.kl_schedule, progress)
         for optimizer, lr, max_kl in (
             (self.optimizer, settings.lr, settings.max_kl),
             (self.critic, settings.critic_lr, settings.critic_max_kl),
@@ -114,6 +121,9 @@ class ACKTRUpdater:
             for group in () if optimizer is None else optimizer.param_groups:
                 group["lr"] = scheduled(lr, settings.lr_schedule, progress)
                 group["max_kl"] = _radius(max_kl, settings.kl_schedule, progress)
+        if self._desired_kl is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["lr"] * self._step_control.factor
 
     def _forward(self, batch: Batch) -> list[Outputs]:
         rows = len(batch.advantages)
@@ -218,6 +228,7 @@ class ACKTRUpdater:
             "critic": None if self.critic is None else optimizer_state(self.critic),
             "updates": self._updates,
             "rotation": self._rotation,
+            "step_control": self._step_control.state_dict(),
             "residual_square": self._residual_square,
             "residual_mass": self._residual_mass,
         }
@@ -229,6 +240,7 @@ class ACKTRUpdater:
             load_optimizer_state(self.critic, state["critic"])
         self._updates = state["updates"]
         self._rotation = state["rotation"]
+        self._step_control.load_state_dict(state["step_control"])
         device = self._residual_square.device
         self._residual_square = state["residual_square"].to(device, copy=True)
         self._residual_mass = state["residual_mass"].to(device, copy=True)

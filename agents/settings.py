@@ -175,6 +175,13 @@ class Settings:
         origin="Wu et al. 2017",
         low=0,
     )
+    desired_kl: float = setting(
+        0.0,
+        "Measured KL of the policy that lr is adapted to, in nats per update, from lr/1000 to 8 lr; 0 leaves lr alone.",
+        typical="0, or 1e-4 to 2e-3",
+        origin="Wu et al. 2017, their code for MuJoCo: 0.002",
+        low=0,
+    )
     max_measured_kl: float = setting(
         0.0,
         "Trust region on the policy's measured KL: a longer step is shortened to it; 0 sets none.",

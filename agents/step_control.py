@@ -1,0 +1,55 @@
+"""Closed-loop step size: adapted to the KL that the steps are measured to make.
+
+The KL that the curvature predicts may be wrong by a factor of ten to hundreds (docs/architecture.md), and the size of
+the advantages changes tenfold over a run; the measured KL knows of both.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GAIN = 0.05
+"""Share of the logarithmic error that one update corrects: a change by a factor of e takes some twenty updates, so that
+no single batch, however informative, rules the step size."""
+
+ERROR_BOUND = math.log(4)
+"""One update's error counts no more than a factor of four: KLs of single small batches scatter by more than that."""
+
+MIN_FACTOR, MAX_FACTOR = 1e-3, 8.0
+"""Range of the step size relative to the setting's."""
+
+
+class StepControl:
+    """Moves a factor on the learning rate until the typical measured KL is the desired one.
+
+    Wu et al.'s continuous-control code multiplies or divides the learning rate by 1.5 outside half and twice the
+    desired KL. This is the smooth form of that rule, on the logarithm: `log f += GAIN · clip(log(desired / measured))`.
+    At rest as many steps are too long as too short; a rare long one does not shorten those that follow.
+
+    Args:
+        like: 0-d tensor with the device and dtype of the factor.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.factor: Tensor = torch.ones_like(like)
+        """0-d; multiplies the learning rate. Never read by the host."""
+
+    def observe(self, measured: Tensor, desired: float) -> None:
+        """Adapt to the KL (0-d, nats) that the last step would have made at its full length.
+
+        A measured KL that is not finite counts as too long; one of 0, which says nothing, changes nothing.
+        """
+        error = torch.log(desired / measured.clamp(min=torch.finfo(measured.dtype).tiny))
+        error = torch.nan_to_num(error, nan=-ERROR_BOUND, neginf=-ERROR_BOUND).clamp(-ERROR_BOUND, ERROR_BOUND)
+        error = torch.where(measured == 0, 0.0, error)
+        self.factor = (self.factor * torch.exp(GAIN * error).to(self.factor)).clamp(MIN_FACTOR, MAX_FACTOR)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The factor."""
+        return {"factor": self.factor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.factor = state["factor"].to(self.factor, copy=True)

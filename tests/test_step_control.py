@@ -1,0 +1,114 @@
+"""The step size follows the measured KL, even where the curvature is wrong."""
+
+from typing import Any
+
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from acktr.agents.acktr import ACKTRUpdater
+from acktr.agents.policy import ActorCritic
+from acktr.agents.rollout import Batch
+from acktr.agents.settings import Settings
+from acktr.agents.step_control import MAX_FACTOR, MIN_FACTOR, StepControl
+from acktr.kfac import mean_kl
+
+DESIRED = 1e-3
+
+
+def settle(stiffness: float, *, updates: int = 400) -> StepControl:
+    """Let a controller act on a world whose KL is `stiffness · factor²` nats."""
+    control = StepControl(torch.zeros(()))
+    for _ in range(updates):
+        control.observe(stiffness * control.factor.square(), DESIRED)
+    return control
+
+
+@pytest.mark.parametrize("stiffness", [1e-4, 1e-3, 1e-2, 1.0])
+def test_the_factor_settles_where_the_measured_kl_is_the_desired_one(stiffness: float) -> None:
+    factor = settle(stiffness).factor
+    assert float(stiffness * factor**2) == pytest.approx(DESIRED, rel=0.02)
+
+
+def test_the_factor_keeps_its_range() -> None:
+    assert float(settle(1e-12).factor) == MAX_FACTOR
+    assert float(settle(1e9).factor) == pytest.approx(MIN_FACTOR)
+
+
+def test_a_rare_long_step_does_not_shorten_those_that_follow() -> None:
+    control = StepControl(torch.zeros(()))
+    for update in range(400):
+        spike = 1e4 if update % 20 == 0 else 1.0
+        control.observe(spike * 1e-3 * control.factor.square(), DESIRED)
+    assert float(control.factor) > 0.9
+
+
+@pytest.mark.parametrize(("measured", "shrinks"), [(torch.nan, True), (torch.inf, True), (0.0, False)])
+def test_what_is_no_measurement_leaves_the_factor_finite(measured: float, shrinks: bool) -> None:
+    control = StepControl(torch.zeros(()))
+    control.observe(torch.tensor(measured), DESIRED)
+    assert (float(control.factor) < 1) == shrinks
+    assert float(control.factor) > 0.9
+
+
+def random_batch(generator: torch.Generator) -> Batch:
+    return Batch(
+        observations=torch.randn(64, 3, generator=generator),
+        actions=torch.randint(0, 4, (64,), generator=generator),
+        advantages=torch.randn(64, generator=generator),
+        returns=torch.randn(64, generator=generator),
+        weights=None,
+        valid_rows=64,
+        num_envs=4,
+    )
+
+
+def measured_kls(updates: int, **options: Any) -> tuple[Tensor, ACKTRUpdater]:
+    """The policy's KL of each update, measured from outside."""
+    torch.manual_seed(0)
+    settings = Settings(
+        env="CartPole-v1", lr_schedule="constant", max_kl=0, momentum=0, policy_gain=1.0, value_coef=0.0, **options
+    )
+    policy = ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings)
+    updater = ACKTRUpdater(policy, settings, torch.Generator().manual_seed(0))
+    generator, kls = torch.Generator().manual_seed(1), []
+    for _ in range(updates):
+        batch = random_batch(generator)
+        with torch.no_grad():
+            before = policy(batch.observations)[0]
+        updater.update(batch, progress=0.0)
+        with torch.no_grad():
+            kls.append(mean_kl(before, policy(batch.observations)[0]))
+    return torch.stack(kls), updater
+
+
+@pytest.mark.parametrize("wrong", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("shared", [True, False])
+def test_steps_reach_the_desired_kl_though_the_curvature_is_wrong(
+    wrong: float, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributions.Categorical, "log_prob", _scaled_log_prob(wrong))
+    kls, _ = measured_kls(200, desired_kl=DESIRED, lr=0.5, shared_trunk=shared, hidden_sizes=(16,))
+    assert DESIRED / 2 < float(kls[120:].log().mean().exp()) < 2 * DESIRED
+
+
+def _scaled_log_prob(wrong: float) -> Any:
+    """Log-probabilities whose gradients, and with them Fisher and loss, are wrong by a factor."""
+    original = torch.distributions.Categorical.log_prob
+    return lambda self, value: original(self, value) * wrong
+
+
+def test_without_a_desired_kl_the_learning_rate_stays() -> None:
+    _, updater = measured_kls(3, lr=0.1)
+    assert updater.learning_rate() == 0.1
+
+
+def test_a_loaded_state_goes_on_with_the_same_factor() -> None:
+    _, updater = measured_kls(30, desired_kl=DESIRED, lr=0.1)
+    _, other = measured_kls(1, desired_kl=DESIRED, lr=0.1)
+    assert other.learning_rate() != updater.learning_rate()
+    other.load_state_dict(updater.state_dict())
+    for each in (updater, other):
+        each.update(random_batch(torch.Generator().manual_seed(5)), progress=0.0)
+    assert other.learning_rate() == updater.learning_rate()

@@ -57,7 +57,7 @@ def test_running_average_in_place_equals_the_debiased_weighted_mean() -> None:
     totals[3][1, 1] = torch.nan  # neither the empty batch nor this one counts
     for total, count in zip(totals, counts, strict=True):
         average.update(total, count, decay)
-    shares = torch.tensor([decay**4, 0, decay**2, 0, 1], dtype=torch.float64)
+    shares = torch.tensor([decay**2, 0, decay, 0, 1], dtype=torch.float64)  # a batch that counts for nothing ages none
     kept = (0, 2, 4)
     wanted = torch.stack([shares[k] * totals[k] / counts[k] for k in kept]).sum(0) / shares.sum()
     assert average.value is not None

@@ -54,13 +54,16 @@ def is_image(space: gymnasium.Space[object]) -> bool:
     return isinstance(space, spaces.Box) and space.dtype == "uint8" and len(space.shape) == 3
 
 
-def nature_torso(shape: tuple[int, ...], *, channels: Sequence[int], features: int) -> nn.Sequential:
+def nature_torso(
+    shape: tuple[int, ...], *, channels: Sequence[int], features: int, zero_sum: bool = True
+) -> nn.Sequential:
     """Three convolutions and a linear layer (Mnih et al. 2015; 32-64-32 channels in Wu et al. 2017).
 
     Args:
         shape: (C, H, W) of the encoded frames; H and W of at least 36.
         channels: of the three convolutions.
         features: width of the linear layer.
+        zero_sum: see `without_sums`.
 
     Raises:
         UserError: frames too small for the kernels, or a number of channels other than three.
@@ -72,8 +75,9 @@ def nature_torso(shape: tuple[int, ...], *, channels: Sequence[int], features: i
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
     if height < 1 or width < 1:
         raise UserError(f"frames of {shape[1]}x{shape[2]} are too small for network 'nature': use 36x36 or larger")
+    first = _orthogonal(nn.Conv2d(shape[0], channels[0], 8, 4))
     return nn.Sequential(
-        _orthogonal(nn.Conv2d(shape[0], channels[0], 8, 4)),
+        without_sums(first) if zero_sum else first,
         nn.ReLU(inplace=True),
         _orthogonal(nn.Conv2d(channels[0], channels[1], 4, 2)),
         nn.ReLU(inplace=True),
@@ -112,9 +116,32 @@ def build_torso(encoder: Encoder, settings: Settings) -> nn.Sequential:
     if kind == "nature":
         if not encoder.is_image:
             raise UserError("network 'nature' takes frames (uint8 on three axes); use --network mlp for vectors")
-        return nature_torso(encoder.shape, channels=settings.conv_channels, features=settings.conv_features)
+        return nature_torso(
+            encoder.shape,
+            channels=settings.conv_channels,
+            features=settings.conv_features,
+            zero_sum=settings.zero_sum_filters,
+        )
     body = mlp_torso(math.prod(encoder.shape), sizes=settings.hidden_sizes, activation=settings.activation)
     return nn.Sequential(nn.Flatten(), *body)
+
+
+def without_sums(layer: nn.Module) -> nn.Module:
+    """Take each filter's mean out of its weights, in place, and keep the filter's norm.
+
+    A filter that sums to s answers a uniform background of grey c with s c wherever nothing happens. That constant is
+    most of what the layers behind it see: on Pong (background 0.34) a third of all units never fire and others always
+    do, from the first step to the last. On a black background, as Breakout's, it changes next to nothing.
+
+    Args:
+        layer: with weights (out, in, ...); biases stay.
+    """
+    weight = layer.get_parameter("weight").detach()
+    over = tuple(range(1, weight.dim()))
+    norms = torch.linalg.vector_norm(weight, dim=over, keepdim=True)
+    weight -= weight.mean(over, keepdim=True)
+    weight *= norms / torch.linalg.vector_norm(weight, dim=over, keepdim=True)
+    return layer
 
 
 def orthogonal_linear(inputs: int, outputs: int, *, gain: float) -> nn.Linear:

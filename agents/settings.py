@@ -93,6 +93,12 @@ class Settings:
     conv_features: int = setting(
         512, "Width of the linear layer after the convolutions.", typical="256 to 512", origin="Wu et al. 2017", low=1
     )
+    zero_sum_filters: bool = setting(
+        True,
+        "Each filter of the first convolution sums to 0 at the start, so that a uniform background gives no answer.",
+        typical="true",
+        origin="this project: on Pong's grey a third of all units never fire otherwise",
+    )
     hidden_sizes: tuple[int, ...] = setting(
         (64, 64), "Widths of the hidden layers of the MLP.", typical="64 64", origin="Schulman et al. 2015", low=1
     )

@@ -1,0 +1,41 @@
+"""Torsos at their start."""
+
+import pytest
+import torch
+from torch import nn
+
+from acktr.agents.networks import nature_torso, without_sums
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_uniform_background_leaves_the_features_of_the_first_torso_as_they_are() -> None:
+    torso = nature_torso((4, 84, 84), channels=(32, 64, 32), features=64)
+    frames = torch.rand(3, 4, 84, 84)
+    torch.testing.assert_close(torso(frames + 0.34), torso(frames), rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_hardly_any_unit_is_dead_at_the_start_on_a_grey_background() -> None:
+    torso = nature_torso((1, 84, 84), channels=(32, 64, 32), features=512)
+    frames = torch.full((64, 1, 84, 84), 0.34)
+    for frame in frames:  # a ball and two paddles somewhere
+        for height, width in ((4, 2), (16, 4), (16, 4)):
+            row, column = (int(torch.randint(0, 84 - size, ())) for size in (height, width))
+            frame[0, row : row + height, column : column + width] = 0.9
+    maps = frames
+    for layer in torso:
+        maps = layer(maps)
+        if isinstance(layer, nn.ReLU):
+            fires = (maps > 0).flatten(2).any(2) if maps.dim() == 4 else maps > 0
+            assert fires.any(0).double().mean() > 0.95
+    assert fires.all(0).double().mean() < 0.1  # of the features: one that always fires tells little
+
+
+@pytest.mark.usefixtures("float64")
+def test_filters_without_sums_keep_their_norms() -> None:
+    layer = nn.Conv2d(4, 8, 8, 4)
+    norms, bias = layer.weight.detach().flatten(1).norm(dim=1), layer.bias.detach().clone()  # type: ignore[union-attr]
+    without_sums(layer)
+    torch.testing.assert_close(layer.weight.detach().flatten(1).norm(dim=1), norms, rtol=1e-12, atol=0)
+    torch.testing.assert_close(layer.weight.detach().sum((1, 2, 3)), torch.zeros(8), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.bias, nn.Parameter(bias), rtol=0, atol=0)

@@ -97,8 +97,8 @@ class Evaluate:
     seed: Seed = SEED
     num_envs: Annotated[
         int,
-        arg(metavar="N", help="Environments to play in, each as often.", help_behavior_hint="(default: at most 16)"),
-    ] = 0
+        arg(metavar="N", help="Environments to play in.", help_behavior_hint="(default: up to 16)"),
+    ] = 16
     device: Device = "auto"
     as_json: Json = False
 
@@ -107,7 +107,7 @@ class Evaluate:
         deterministic = _deterministic(self.deterministic, self.no_deterministic)
         _check("--episodes", self.episodes, 1)
         _check("--seed", self.seed, 0)
-        _check("--num-envs", self.num_envs, 0)
+        _check("--num-envs", self.num_envs, 1)
         from acktr.agents.play import evaluate_file, report
 
         result = evaluate_file(
@@ -115,7 +115,7 @@ class Evaluate:
             episodes=self.episodes,
             deterministic=deterministic,
             seed=self.seed,
-            num_envs=self.num_envs or None,
+            num_envs=self.num_envs,
             device=self.device,
             progress=_show_progress if sys.stderr.isatty() else None,
             warn=_warn,

@@ -25,6 +25,7 @@ from acktr.agents.runs import (
     set_threads,
 )
 from acktr.agents.settings import Settings
+from acktr.agents.spaces import space_from_dict
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
 from acktr.envs.make import EnvironmentLike, describe
@@ -215,13 +216,16 @@ def load(
     if file.is_dir():
         file = RunFolder.open(file).evaluation_checkpoint()
     state: Mapping[str, Any] = checkpoint.load(file).state
+    policy_files.check_state(state, file)
     settings = Settings.from_dict(state["settings"], source=str(path))
     if isinstance(env, VectorEnv):
         settings = dataclasses.replace(settings, num_envs=env.num_envs)
     if env is None:
+        policy_files.check_remakable(state, file)
         _check_id(settings.env, file)
     agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(ACKTR if settings.algorithm == "acktr" else A2C)
     agent._build(settings, env=settings.env if env is None else env, torso=torso, run_dir=None, verbose=verbose)
+    _check_spaces(state, agent, path)
     try:
         if "training" in state:
             agent._trainer.load_state_dict(state)
@@ -229,12 +233,22 @@ def load(
             agent._trainer.policy.load_state_dict(dict(state["policy"]))
     except (KeyError, RuntimeError, ValueError) as error:
         agent.close()
+        if state.get("own_torso") and torso is None:
+            raise UserError(f"{path}: has a torso of one's own; pass it: acktr.load(file, torso=...)") from error
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path}: does not fit environment '{agent._trainer.environment.id}' or its settings (an agent with a "
-            f"torso of its own needs torso=): {reason}"
-        ) from error
+        network = "its settings' network" if torso is None else "the torso given"
+        raise UserError(f"{path}: the weights are not those of {network}: {reason}") from error
     return agent
+
+
+def _check_spaces(state: Mapping[str, Any], agent: Agent, path: Path | str) -> None:
+    """Refuse a file for an environment of other spaces; ranges of observations and actions may differ."""
+    environment = agent._trainer.environment
+    for name in ("observation_space", "action_space"):
+        then, now = space_from_dict(state[name]), getattr(environment, name)
+        if type(then) is not type(now) or then.shape != now.shape or getattr(then, "n", 0) != getattr(now, "n", 0):
+            agent.close()
+            raise UserError(f"{path}: was made for {name} {then}; that of '{environment.id}' is {now}")
 
 
 def _check_id(name: str, file: Path) -> None:

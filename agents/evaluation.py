@@ -34,12 +34,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play full games and sum up their raw returns.
 
-    Every environment plays equally many games, and its first ones count: taking whatever ends first would favour
-    short games.
+    How many games each environment plays is settled before, and its first ones count: taking whatever ends first would
+    favour short games.
 
     Args:
         policy: on `device`.
-        environment: its number must divide `episodes`.
+        environment: at most `episodes` of them; the first ones play one game more where the shares are not equal.
         episodes: games in all.
         deterministic: take the most probable action instead of a draw.
         seed: of the games and of the draws.
@@ -49,18 +49,15 @@ def evaluate(
     Returns:
         Plain values, ready for JSON: format, env, episodes, return_mean, return_std, return_median, return_ci95 (95 %
         bootstrap interval of the mean; this and return_std are None for a single game), length_mean,
-        human_normalised, truncated, stalled, protocol.
+        human_normalised, truncated, stalled, returns (of every game, in the order in which they ended), protocol.
 
     Raises:
-        UserError: `episodes` cannot be shared out equally, or a game does not end.
+        UserError: more environments than episodes, or a game does not end.
         RunError: a game's return is not finite.
     """
-    if episodes % environment.num_envs:
-        raise UserError(
-            f"{episodes} episodes cannot be shared equally by {environment.num_envs} environments; "
-            f"use a multiple of {environment.num_envs}"
-        )
-    quota = episodes // environment.num_envs
+    if episodes < environment.num_envs:
+        raise UserError(f"{environment.num_envs} environments are more than {episodes} games; use fewer")
+    quota = episodes // environment.num_envs + (np.arange(environment.num_envs) < episodes % environment.num_envs)
     sequence = np.random.SeedSequence(seed)
     generator = torch.Generator(device).manual_seed(int(sequence.generate_state(1)[0]))
     seeds = [int(child.generate_state(1)[0] >> 1) for child in sequence.spawn(environment.num_envs)]
@@ -85,7 +82,7 @@ def evaluate(
                 "or register it with max_episode_steps"
             )
         for index, env in enumerate(step.episode_envs):
-            if played[env] < quota:
+            if played[env] < quota[env]:
                 played[env] += 1
                 returns.append(float(step.episode_returns[index]))
                 lengths.append(int(step.episode_lengths[index]))
@@ -114,10 +111,10 @@ def evaluate(
         "human_normalised": human_normalised(str(environment.protocol.get("game", "")), mean),
         "truncated": truncated,
         "stalled": stalled,
+        "returns": returns,
         "protocol": {
             **environment.protocol,
             "policy": "deterministic" if deterministic else "stochastic",
-            "episodes_per_environment": quota,
             "num_envs": environment.num_envs,
             "seed": seed,
             "versions": {name: version(name) for name in ("acktr", "torch", "gymnasium", "ale-py")},

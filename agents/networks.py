@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         if self.categories is not None:
             return functional.one_hot(observations.long(), self.categories).to(dtype)
         if not self.is_image:
-            return observations.to(dtype).flatten(1)
+            return observations.to(dtype).reshape(observations.shape[0], -1)  # a scalar space's rows have no axis
         # channels-last convolutions take two thirds of the time on CPUs; the values are the same. Bytes are reordered,
         # not floats: a quarter of the memory moves
         return observations.contiguous(memory_format=torch.channels_last).to(dtype, copy=True).div_(255)

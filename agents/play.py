@@ -41,7 +41,7 @@ def evaluate_file(
         deterministic: greedy or sampled actions; None takes what is customary for the environment: sampled on Atari,
             greedy elsewhere.
         seed: of the games and of sampled actions.
-        num_envs: environments to play in; None takes the most, up to 16, that all play equally often.
+        num_envs: environments to play in, at most as many as games; None takes up to 16.
         device: auto, cpu, cuda or cuda:N.
         progress: called with the games that are over and their number in all.
         warn: takes a line when the result could not be kept in the run folder.
@@ -54,7 +54,7 @@ def evaluate_file(
     """
     file = _file(played)
     loaded = load_policy(file, torch.device("cpu"))
-    settings = playing_settings(loaded.settings, num_envs or common_divisor(episodes), device)
+    settings = playing_settings(loaded.settings, min(num_envs or _MOST_ENVS, episodes), device)
     environment = make_environment(settings)
     try:
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
@@ -157,19 +157,14 @@ def report_video(result: Mapping[str, Any]) -> str:
     Args:
         result: what `record_file` returns.
     """
-    returns = ", ".join(f"{value:g}" for value in result["returns"])
+    returns = ", ".join(f"{value:.1f}" for value in result["returns"])
     seconds = result["frames"] / result["fps"]
-    return f"{result['output']}: {seconds:.0f} seconds, raw returns {returns}"
+    return f"{result['output']}: {seconds:.1f} seconds, raw returns {returns}"
 
 
 def customary(env: str) -> bool:
     """Whether evaluations of this environment customarily take greedy actions: everywhere but on Atari."""
     return family(env) != "atari"
-
-
-def common_divisor(episodes: int) -> int:
-    """The most environments, up to 16, among which `episodes` can be shared out equally."""
-    return max(number for number in range(1, _MOST_ENVS + 1) if episodes % number == 0)
 
 
 def playing_settings(settings: Settings, num_envs: int, device: str) -> Settings:

@@ -25,6 +25,9 @@ class ActorCritic(nn.Module):
         torso: a network of one's own from encoded observations (N, *shape) to features (N, F); it is used as it is
             for the policy, and for the value too when shared; otherwise the value gets a copy.
 
+    Attributes:
+        own_torso: whether `torso` was given, so that the settings alone do not make this network.
+
     Raises:
         UserError: a space that no network here takes, or a torso that gives no features (N, F).
     """
@@ -39,6 +42,7 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = Encoder(observation_space)
+        self.own_torso = torso is not None
         self.torso = build_torso(self.encoder, settings) if torso is None else torso
         self.value_torso: nn.Module | None = None
         if not settings.shared_trunk:
@@ -99,6 +103,8 @@ def _width(torso: nn.Module, shape: tuple[int, ...]) -> int:
         UserError: it does not take such observations, or gives something else than (N, F).
     """
     rows = torch.zeros(2, *shape)
+    if isinstance(torso, type):
+        raise UserError(f"torso= takes a module, not the class {torso.__name__}: pass {torso.__name__}(...)")
     try:
         with torch.no_grad():
             features = torso(rows)

@@ -25,6 +25,7 @@ _NEEDED: dict[str, type | tuple[type, ...]] = {
     "return_mean": (float, int, type(None)),
     "policy": dict,
 }
+_OPTIONAL = ("own_torso",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ def load_policy(path: Path, device: torch.device) -> LoadedPolicy:
     """
     loaded = checkpoint.load(path)
     state = loaded.state
-    _check_state(state, path)
+    check_state(state, path)
+    check_remakable(state, path, torso=True)
     settings = Settings.from_dict(state["settings"], source=str(path))
     observation_space = space_from_dict(state["observation_space"])
     action_space = space_from_dict(state["action_space"])
@@ -72,10 +74,7 @@ def load_policy(path: Path, device: torch.device) -> LoadedPolicy:
         policy.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: the weights are not those of its settings' network (a torso of one's own loads through "
-            f"acktr.load with torso=): {reason[:200]}"
-        ) from error
+        raise UserError(f"{path}: the weights are not those of its settings' network: {reason[:200]}") from error
     return LoadedPolicy(
         policy=policy.to(device).eval(),
         settings=settings,
@@ -100,8 +99,8 @@ def export(run_or_checkpoint: Path, output: Path) -> None:
     folder = run_or_checkpoint.is_dir()
     source = RunFolder.open(run_or_checkpoint).evaluation_checkpoint() if folder else run_or_checkpoint
     state = checkpoint.load(source).state
-    _check_state(state, source)
-    write(output, {name: state[name] for name in _NEEDED}, kind="policy")
+    check_state(state, source)
+    write(output, {name: state[name] for name in (*_NEEDED, *_OPTIONAL) if name in state}, kind="policy")
 
 
 def write(output: Path, state: Mapping[str, Any], *, kind: checkpoint.Kind) -> None:
@@ -119,7 +118,35 @@ def write(output: Path, state: Mapping[str, Any], *, kind: checkpoint.Kind) -> N
         raise UserError(f"{output} cannot be written: {reason}; give another path") from error
 
 
-def _check_state(state: Mapping[str, Any], path: Path) -> None:
+def check_remakable(state: Mapping[str, Any], path: Path, *, torso: bool = False) -> None:
+    """Refuse a file whose environment or torso came from a caller: settings alone do not make them again.
+
+    Args:
+        state: the file's content.
+        path: the file, for the message.
+        torso: whether the torso is asked for too.
+
+    Raises:
+        UserError: the caller has to pass what they passed when the agent was made.
+    """
+    if state["protocol"].get("own"):
+        raise UserError(
+            f"{path}: was trained in an environment of one's own, which the id '{state['settings']['env']}' alone does "
+            "not make; pass it in Python: acktr.load(file, env=function)"
+        )
+    if torso and state.get("own_torso"):
+        raise UserError(
+            f"{path}: has a torso of one's own, whose code is not in the file; pass it in Python: "
+            "acktr.load(file, torso=...)"
+        )
+
+
+def check_state(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file that holds no policy.
+
+    Raises:
+        UserError: what is missing or strange.
+    """
     missing = [name for name in _NEEDED if name not in state]
     if missing:
         raise UserError(f"{path}: holds no policy ({', '.join(missing)} missing); name a file that acktr wrote")

@@ -17,6 +17,7 @@ from acktr.agents.a2c import A2CUpdater
 from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.plots import plot
 from acktr.agents.policy import ActorCritic
+from acktr.agents.policy_files import check_remakable
 from acktr.agents.reporting import Reporter
 from acktr.agents.run_folder import SETTINGS_FILE, RunFolder
 from acktr.agents.settings import Settings
@@ -100,6 +101,8 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
             "--total-timesteps trains further"
         )
         return folder.path
+    if found is not None:
+        check_remakable(found[1].state, run, torso=True)
     environment = make_environment(settings)
     try:
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
@@ -215,11 +218,18 @@ def set_threads(num_threads: int, *, small: bool = False) -> None:
     """Let torch use that many CPU threads.
 
     Args:
-        num_threads: the setting; 0 takes as many cores as this process may run on, or one for a small network.
+        num_threads: the setting; 0 takes as many cores as this process may run on, or one for a small network, unless
+            the environment variable OMP_NUM_THREADS has said how many.
         small: whether the network is an MLP on vectors, whose operations are too short to share out: a second thread
             costs more than it brings, and several times more when the cores have other work.
     """
-    torch.set_num_threads(num_threads or (1 if small else usable_cpus()))
+    torch.set_num_threads(num_threads or (1 if small else _threads_asked_for() or usable_cpus()))
+
+
+def _threads_asked_for() -> int:
+    """What OMP_NUM_THREADS says, 0 if nothing; of a list the outermost level counts."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
 
 
 def is_convolutional(settings: Settings, environment: VectorEnvironment) -> bool:

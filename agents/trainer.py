@@ -239,6 +239,7 @@ class Trainer:
             "protocol": dict(self.environment.protocol),
             "timesteps": self.timesteps,
             "return_mean": float(np.mean(self.returns)) if self.returns else None,
+            "own_torso": self.policy.own_torso,
             "policy": self.policy.state_dict(),
         }
 

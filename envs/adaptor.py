@@ -41,6 +41,7 @@ class GymnasiumEnvironment(VectorEnvironment):
         family: for the protocol.
         autoreset_mode: None takes the declared one; a value overrides what the environment says.
         max_episode_steps: for the protocol; None when unknown.
+        own: for the protocol: `name` alone does not make this environment again.
 
     Raises:
         UserError: spaces that are not understood, or an environment that declares no mode and none is given.
@@ -54,6 +55,7 @@ class GymnasiumEnvironment(VectorEnvironment):
         family: str,
         autoreset_mode: AutoresetMode | None = None,
         max_episode_steps: int | None = None,
+        own: bool = False,
     ) -> None:
         declared = declared_autoreset_mode(env)
         mode = autoreset_mode or declared
@@ -80,6 +82,7 @@ class GymnasiumEnvironment(VectorEnvironment):
             "action_clip": None if isinstance(actions.space, gymnasium.spaces.Discrete) else "bounds",
             "num_actions": int(actions.space.n) if isinstance(actions.space, gymnasium.spaces.Discrete) else None,
             "reward": "raw",
+            **({"own": True} if own else {}),
         }
         self._env = env
         self._mode = mode

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from acktr.envs.adaptor import GymnasiumEnvironment
 from acktr.envs.atari import atari_spec, make_atari
@@ -123,8 +124,9 @@ def _adapt_vector_env(
         )
     family_name = family_of_space(env.single_observation_space)
     limit = env.spec.max_episode_steps if env.spec is not None else None
+    plain = _is_plain(env) and not isinstance(env, VectorWrapper)  # vector wrappers leave no trace in the spec
     return GymnasiumEnvironment(
-        env, name=name, family=family_name, autoreset_mode=autoreset_mode, max_episode_steps=limit
+        env, name=name, family=family_name, autoreset_mode=autoreset_mode, max_episode_steps=limit, own=not plain
     )
 
 
@@ -145,7 +147,24 @@ def _make_sync(
         if spec is not None and spec.id in gymnasium.registry
         else family_of_space(single.observation_space),
         max_episode_steps=spec.max_episode_steps if spec is not None else None,
+        own=not _is_plain(single),
     )
+
+
+def _is_plain(env: "gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]") -> bool:
+    """Whether making its id anew, here or in another process, gives the same: no other arguments, no wrappers."""
+    spec = env.spec
+    registered = gymnasium.registry.get(spec.id) if spec is not None else None
+    if spec is None or registered is None or spec.additional_wrappers:
+        return False
+    unlimited = isinstance(env, gymnasium.Env) and env is env.unwrapped and spec.max_episode_steps is not None
+    return not unlimited and _what_plays(spec) == _what_plays(registered)
+
+
+def _what_plays(spec: EnvSpec) -> tuple[object, ...]:
+    limit = spec.kwargs.get("max_episode_steps", spec.max_episode_steps)  # of a vector environment in its arguments
+    how = ("render_mode", "max_episode_steps", "num_envs", "vectorization_mode")
+    return spec.entry_point, limit, {name: value for name, value in spec.kwargs.items() if name not in how}
 
 
 def _name(env: object) -> str:

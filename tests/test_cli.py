@@ -358,9 +358,13 @@ def test_a_policy_is_not_played_in_an_environment_of_other_spaces(
     assert "was trained on" in error_line(capsys)
 
 
-@pytest.mark.parametrize(("episodes", "envs"), [(1, 1), (4, 4), (30, 15), (32, 16), (100, 10), (17, 1)])
-def test_games_are_shared_out_equally(episodes: int, envs: int) -> None:
-    from acktr.agents.play import common_divisor
-
-    assert common_divisor(episodes) == envs
-    assert episodes % envs == 0
+@pytest.mark.parametrize(("episodes", "num_envs", "used"), [(1, 16, 1), (3, 2, 2), (17, 16, 16)])
+def test_a_prime_number_of_games_is_played_in_as_many_environments_as_any_other(
+    episodes: int, num_envs: int, used: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    assert cli.main(["train", *TINY, "--run-dir", run]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", run, "--json", "--episodes", str(episodes), "--num-envs", str(num_envs)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["protocol"]["num_envs"], len(result["returns"])) == (used, episodes)

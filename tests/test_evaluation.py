@@ -97,7 +97,12 @@ def test_every_environment_contributes_its_first_games_so_short_ones_are_not_fav
     result = run(environment, episodes=4)
     assert result["return_mean"] == pytest.approx((1 + 1 + 5 + 1) / 4)
     assert result["length_mean"] == (1 + 1 + 50 + 10) / 4
-    assert result["protocol"]["episodes_per_environment"] == 2
+    assert sorted(result["returns"]) == pytest.approx([1, 1, 1, 5])
+
+
+def test_where_games_cannot_be_shared_equally_the_first_environments_play_one_more() -> None:
+    environment = Script([[9], [1], [1]], lambda env, _: 1.0 if env == 0 else 100.0)
+    assert sorted(run(environment, episodes=4)["returns"]) == [9, 9, 100, 100]
 
 
 def test_the_result_is_plain_json_with_the_documented_names_and_no_nan() -> None:
@@ -115,6 +120,7 @@ def test_the_result_is_plain_json_with_the_documented_names_and_no_nan() -> None
         "human_normalised",
         "truncated",
         "stalled",
+        "returns",
         "protocol",
     ]
     assert (result["return_mean"], result["return_median"]) == (6.0, 6.0)
@@ -145,9 +151,9 @@ def test_truncated_games_count_and_stalls_are_those_that_wait_for_the_limit() ->
     assert (ending["truncated"], ending["stalled"]) == (0, 0)
 
 
-def test_a_quota_that_cannot_be_shared_is_a_user_error() -> None:
-    with pytest.raises(UserError, match="use a multiple of 2"):
-        run(Script([[1], [1]], lambda *_: 1.0), episodes=3)
+def test_more_environments_than_games_are_a_user_error() -> None:
+    with pytest.raises(UserError, match="use fewer"):
+        run(Script([[1], [1]], lambda *_: 1.0), episodes=1)
 
 
 def test_a_return_that_is_not_finite_is_a_run_error() -> None:

@@ -11,7 +11,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 import acktr
-from acktr.agents import checkpoint, policy_files, runs
+from acktr.agents import checkpoint, runs
 from acktr.agents.metrics_file import read_metrics
 from acktr.agents.presets import resolve
 from acktr.agents.run_folder import RunFolder
@@ -228,102 +228,3 @@ def test_schedules_reach_zero_at_the_end() -> None:
     )
     agent.learn(2000)
     assert agent._trainer.updater.learning_rate() < 0.1 * settings.lr
-
-
-def test_library_learns_cartpole_and_saves_and_loads(tmp_path: Path) -> None:
-    agent = acktr.ACKTR("CartPole-v1", seed=0, num_threads=1).learn(120_000)
-    assert agent.return_mean is not None
-    assert agent.return_mean >= 400
-    agent.save(tmp_path / "agent.safetensors")
-    loaded = acktr.load(tmp_path / "agent.safetensors")
-    observation = np.array([0.01, 0.0, 0.02, 0.0])
-    batch = np.stack([observation, -observation])
-    assert np.array_equal(agent.predict(batch, deterministic=True), loaded.predict(batch, deterministic=True))
-    assert loaded.predict(observation) in (0, 1)
-    policy_files.export(tmp_path / "agent.safetensors", tmp_path / "policy.safetensors")
-    exported = acktr.load(tmp_path / "policy.safetensors")
-    assert np.array_equal(exported.predict(batch, deterministic=True), loaded.predict(batch, deterministic=True))
-    with pytest.raises(UserError, match="does not fit"):
-        acktr.load(tmp_path / "agent.safetensors", "Acrobot-v1")
-    before = loaded.timesteps
-    assert loaded.learn(500).timesteps >= before + 500
-
-
-def test_an_agent_with_a_torso_of_its_own_comes_back_with_it(tmp_path: Path) -> None:
-    def torso() -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
-
-    agent = acktr.ACKTR("CartPole-v1", torso=torso()).learn(1e3)
-    agent.save(tmp_path / "agent.safetensors")
-    with pytest.raises(UserError, match="torso="):
-        acktr.load(tmp_path / "agent.safetensors")
-    loaded = acktr.load(tmp_path / "agent.safetensors", torso=torso())
-    for one, two in zip(agent.policy.parameters(), loaded.policy.parameters(), strict=True):
-        assert torch.equal(one, two)
-
-
-def test_a_torso_without_one_row_of_features_per_observation_is_refused() -> None:
-    with pytest.raises(UserError, match=r"must give features \(2, F\), it gave \(2, 4, 1\)"):
-        acktr.ACKTR("CartPole-v1", torso=torch.nn.Unflatten(1, (4, 1)))
-    with pytest.raises(UserError, match=r"does not take observations of shape \(2, 4\)"):
-        acktr.ACKTR("CartPole-v1", torso=torch.nn.Linear(5, 8))
-    with pytest.raises(UserError, match="it gave a tuple"):
-        acktr.ACKTR("CartPole-v1", torso=torch.nn.GRU(4, 8))
-    with pytest.raises(UserError, match="not callable"):
-        acktr.ACKTR("CartPole-v1", torso="wide")  # type: ignore[arg-type]  # what a caller without types may pass
-
-
-def test_an_agent_on_a_function_s_environment_comes_back_with_it(tmp_path: Path) -> None:
-    def own() -> gymnasium.Env[Any, Any]:
-        return gymnasium.make("CartPole-v1").unwrapped
-
-    def nameless() -> gymnasium.Env[Any, Any]:
-        environment = own()
-        environment.spec = None
-        return environment
-
-    agent = acktr.ACKTR(nameless, num_envs=2).learn(100)
-    agent.save(tmp_path / "agent.safetensors")
-    with pytest.raises(UserError, match=r"acktr\.load\(file, env=function\)"):
-        acktr.load(tmp_path / "agent.safetensors")
-    assert acktr.load(tmp_path / "agent.safetensors", nameless).timesteps == agent.timesteps
-
-
-def test_a_run_folder_loads_as_an_agent(tmp_path: Path) -> None:
-    folder = runs.train(settings_for("CartPole-v1", total_timesteps=1000), run_dir=tmp_path / "run")
-    assert acktr.load(folder).timesteps >= 1000
-
-
-@pytest.mark.parametrize(
-    ("env", "observation", "reason"),
-    [
-        ("CartPole-v1", np.zeros(5), r"shape \(4,\)"),
-        ("CartPole-v1", 0.0, r"shape \(4,\)"),
-        ("CartPole-v1", np.full(4, np.nan), "nan"),
-        ("FrozenLake-v1", 99, "99"),
-    ],
-)
-def test_observations_that_are_none_of_the_environments_are_refused(env: str, observation: Any, reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        acktr.ACKTR(env).predict(observation)
-
-
-@pytest.mark.parametrize("timesteps", [0, 1.5, "abc", None])
-def test_learn_takes_whole_numbers(timesteps: Any) -> None:
-    with pytest.raises(UserError, match="whole number"):
-        acktr.ACKTR("CartPole-v1").learn(timesteps)
-
-
-def test_files_that_cannot_be_written_are_a_user_error(tmp_path: Path) -> None:
-    agent = acktr.ACKTR("CartPole-v1")
-    with pytest.raises(UserError, match="it is a folder"):
-        agent.save(tmp_path)
-    with pytest.raises(UserError, match="there is no folder"):
-        agent.save(tmp_path / "absent" / "agent.safetensors")
-
-
-def test_progress_is_shown_towards_the_end_of_this_call(capsys: pytest.CaptureFixture[str]) -> None:
-    acktr.ACKTR("CartPole-v1", verbose=True).learn(2000).close()
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("steps ")]
-    assert lines
-    assert all("/2,000 " in line for line in lines)

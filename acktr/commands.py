@@ -17,11 +17,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from acktr import flags
 from acktr.agents import presets
-from acktr.agents.settings import FIELDS, convert
+from acktr.agents.settings import EVALUATION_SEED, FIELDS, convert
 from acktr.errors import UserError
-
-SEED = 1_000_000
-"""Default seed of evaluations and videos, away from the small seeds that people train with."""
 
 _PLAYED = "A run folder, a checkpoint or an exported policy."
 _GREEDY = "(default: sampled on Atari, greedy elsewhere)"
@@ -94,7 +91,7 @@ class Evaluate:
     episodes: Episodes = 30
     deterministic: Greedy = False
     no_deterministic: Sampled = False
-    seed: Seed = SEED
+    seed: Seed = EVALUATION_SEED
     num_envs: Annotated[
         int,
         arg(metavar="N", help="Environments to play in.", help_behavior_hint="(default: up to 16)"),
@@ -137,7 +134,7 @@ class Record:
     episodes: Episodes = 1
     deterministic: Greedy = False
     no_deterministic: Sampled = False
-    seed: Seed = SEED
+    seed: Seed = EVALUATION_SEED
     device: Device = "auto"
 
     def run(self) -> int:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from acktr.agents import checkpoint, policy_files
+from acktr.agents.evaluation import MOST_ENVS, customary, evaluate, playing_settings
+from acktr.agents.plots import plot
 from acktr.agents.presets import resolve
 from acktr.agents.reporting import Reporter
-from acktr.agents.run_folder import RunFolder
+from acktr.agents.run_folder import CURVE_FILE, RunFolder
 from acktr.agents.runs import (
     build_policy,
     build_updater,
@@ -24,12 +26,13 @@ from acktr.agents.runs import (
     make_environment,
     set_threads,
 )
-from acktr.agents.settings import Settings
+from acktr.agents.settings import EVALUATION_SEED, Settings
 from acktr.agents.spaces import space_from_dict
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
 from acktr.envs.make import EnvironmentLike, describe
 from acktr.envs.registry import find_spec
+from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
 
 
@@ -78,6 +81,8 @@ class Agent:
         run_dir: Path | str | None,
         verbose: bool,
     ) -> None:
+        self._env, self._total_timesteps = env, settings.total_timesteps
+        self._run_dir = None if run_dir is None else Path(run_dir)
         environment = make_environment(settings, env)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         device, _ = choose_device(settings, environment)
@@ -112,22 +117,72 @@ class Agent:
         returns = self._trainer.returns
         return float(np.mean(returns)) if returns else None
 
-    def learn(self, total_timesteps: float) -> Self:
+    def learn(self, total_timesteps: float | None = None) -> Self:
         """Train for that many further timesteps; schedules run over this call.
 
         Args:
-            total_timesteps: a whole number; 1e6 will do.
+            total_timesteps: a whole number; 1e6 will do. None takes the setting `total_timesteps`.
 
         Raises:
             UserError: not a whole number of at least one.
             RunError: training diverged.
         """
+        if total_timesteps is None:
+            total_timesteps = self._total_timesteps
         whole = isinstance(total_timesteps, int | float | np.number) and total_timesteps == total_timesteps // 1
         if not whole or total_timesteps < 1:
             raise UserError(f"learn takes a whole number of at least 1 timestep, got {total_timesteps!r}")
         self._trainer.extend(int(total_timesteps))
         self._trainer.train()
+        if self._run_dir is not None and self._trainer.episodes:
+            plot([self._run_dir], self._run_dir / CURVE_FILE)
         return self
+
+    def evaluate(
+        self,
+        episodes: int = 30,
+        *,
+        deterministic: bool | None = None,
+        seed: int = EVALUATION_SEED,
+        env: EnvironmentLike | None = None,
+    ) -> dict[str, Any]:
+        """Play full games in fresh environments and sum up their raw returns, as `acktr evaluate` does.
+
+        Args:
+            episodes: games in all.
+            deterministic: greedy or sampled actions; None takes what is customary: sampled on Atari, greedy elsewhere.
+            seed: of the games and of sampled actions.
+            env: where to play, e.g. the environment without a wrapper that only training needs; None takes what the
+                agent was made with, which must not be a vector environment: training is in the middle of its episodes.
+
+        Returns:
+            What `acktr.agents.evaluation.evaluate` returns: return_mean, return_std, return_ci95, returns, protocol
+            and more.
+
+        Raises:
+            UserError: an environment of other spaces, or none to play in.
+        """
+        if episodes < 1:
+            raise UserError(f"evaluate takes a whole number of at least 1 episode, got {episodes!r}")
+        chosen = self._env if env is None else env
+        if isinstance(chosen, VectorEnv) and env is None:
+            raise UserError("the agent was made with a vector environment, which training goes on in; pass env=")
+        number = chosen.num_envs if isinstance(chosen, VectorEnv) else min(MOST_ENVS, episodes)
+        trainer = self._trainer
+        environment = make_environment(playing_settings(self.settings, number, self.settings.device), chosen)
+        try:
+            _check_spaces(trainer.policy_state(), environment, "the policy")
+            return evaluate(
+                trainer.policy,
+                environment,
+                episodes=episodes,
+                deterministic=customary(environment) if deterministic is None else deterministic,
+                seed=seed,
+                device=trainer.device,
+            )
+        finally:
+            if chosen is not env or not isinstance(env, VectorEnv):  # the caller's own vector environment stays open
+                environment.close()
 
     def predict(self, observation: NDArray[Any], *, deterministic: bool = False) -> NDArray[Any]:
         """Actions for one observation or a batch of them, as the environment's own spaces have them.
@@ -172,6 +227,10 @@ class Agent:
             UserError: the file cannot be written.
         """
         policy_files.write(Path(path), self._trainer.state_dict(), kind="checkpoint")
+
+    def __repr__(self) -> str:
+        """Return algorithm, environment and experience, e.g. ACKTR('CartPole-v1', timesteps=20000)."""
+        return f"{type(self).__name__}({self.settings.env!r}, timesteps={self.timesteps})"
 
     def close(self) -> None:
         """Close the environments and the records."""
@@ -225,7 +284,11 @@ def load(
         _check_id(settings.env, file)
     agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(ACKTR if settings.algorithm == "acktr" else A2C)
     agent._build(settings, env=settings.env if env is None else env, torso=torso, run_dir=None, verbose=verbose)
-    _check_spaces(state, agent, path)
+    try:
+        _check_spaces(state, agent._trainer.environment, path)
+    except UserError:
+        agent.close()
+        raise
     try:
         if "training" in state:
             agent._trainer.load_state_dict(state)
@@ -241,14 +304,12 @@ def load(
     return agent
 
 
-def _check_spaces(state: Mapping[str, Any], agent: Agent, path: Path | str) -> None:
-    """Refuse a file for an environment of other spaces; ranges of observations and actions may differ."""
-    environment = agent._trainer.environment
+def _check_spaces(state: Mapping[str, Any], environment: VectorEnvironment, what: Path | str) -> None:
+    """Refuse a policy for an environment of other spaces; ranges of observations and actions may differ."""
     for name in ("observation_space", "action_space"):
         then, now = space_from_dict(state[name]), getattr(environment, name)
         if type(then) is not type(now) or then.shape != now.shape or getattr(then, "n", 0) != getattr(now, "n", 0):
-            agent.close()
-            raise UserError(f"{path}: was made for {name} {then}; that of '{environment.id}' is {now}")
+            raise UserError(f"{what}: was made for {name} {then}; that of '{environment.id}' is {now}")
 
 
 def _check_id(name: str, file: Path) -> None:

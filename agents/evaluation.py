@@ -1,5 +1,6 @@
 """Raw returns of full games: the same quantity as the training curve's."""
 
+import dataclasses
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -10,11 +11,15 @@ from numpy.typing import NDArray
 
 from acktr.agents.human_scores import human_normalised
 from acktr.agents.policy import ActorCritic
+from acktr.agents.settings import Settings
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import RunError, UserError
 
 FORMAT = 1
 """Version of the object that `evaluate` returns."""
+
+MOST_ENVS = 16
+"""Environments that games are played in unless told."""
 
 _RESAMPLES = 10_000
 _LONGEST_GAME = 50_000
@@ -120,6 +125,16 @@ def evaluate(
             "versions": {name: version(name) for name in ("acktr", "torch", "gymnasium", "ale-py")},
         },
     }
+
+
+def customary(environment: VectorEnvironment) -> bool:
+    """Whether policies are customarily evaluated greedily in an environment: everywhere but on Atari."""
+    return environment.protocol.get("family") != "atari"
+
+
+def playing_settings(settings: Settings, num_envs: int, device: str) -> Settings:
+    """Settings under which whole games are played, whatever training took for an end."""
+    return dataclasses.replace(settings, num_envs=num_envs, device=device, terminal_on_life_loss=False)
 
 
 def bootstrap_interval(scores: NDArray[np.float64], *, seed: int) -> tuple[float, float]:

@@ -88,10 +88,11 @@ def learnt_advantages(batch: Batch, *, normalize: bool) -> Tensor:
 
 
 def standardise(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean 0 and deviation 1 over the rows of positive weight; (M,) to (M,)."""
+    """Mean 0 and deviation 1 over the rows of positive weight; (M,) to (M,). Of equal values, 0."""
     mean = weighted_mean(values, weights)
     deviation = weighted_mean((values - mean).square(), weights).sqrt()
-    return (values - mean) / (deviation + 1e-8)
+    rounding = 1e-6 * mean.abs()  # of the mean, which the differences of equal values consist of
+    return torch.where(deviation > rounding, (values - mean) / (deviation + 1e-8), 0.0)
 
 
 def explained_variance(values: Tensor, returns: Tensor, weights: Tensor | None) -> Tensor:

@@ -134,13 +134,14 @@ def without_sums(layer: nn.Module) -> nn.Module:
     do, from the first step to the last. On a black background, as Breakout's, it changes next to nothing.
 
     Args:
-        layer: with weights (out, in, ...); biases stay.
+        layer: with weights (out, in, ...); biases stay, and filters of equal weights, which have nothing else.
     """
     weight = layer.get_parameter("weight").detach()
     over = tuple(range(1, weight.dim()))
     norms = torch.linalg.vector_norm(weight, dim=over, keepdim=True)
-    weight -= weight.mean(over, keepdim=True)
-    weight *= norms / torch.linalg.vector_norm(weight, dim=over, keepdim=True)
+    centred = weight - weight.mean(over, keepdim=True)
+    left = torch.linalg.vector_norm(centred, dim=over, keepdim=True)
+    weight.copy_(torch.where(left > 1e-6 * norms, centred * (norms / left), weight))
     return layer
 
 

@@ -1,6 +1,5 @@
 """From a file to games played: a run folder, checkpoint or exported policy is evaluated or filmed."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,18 +7,14 @@ from typing import Any
 
 import torch
 
-from acktr.agents.evaluation import evaluate
+from acktr.agents.evaluation import MOST_ENVS, customary, evaluate, playing_settings
 from acktr.agents.files import write_text_atomically
 from acktr.agents.policy_files import LoadedPolicy, load_policy
 from acktr.agents.run_folder import EVALUATION_FILE, SETTINGS_FILE, RunFolder
 from acktr.agents.runs import choose_device, is_convolutional, make_environment, set_threads
-from acktr.agents.settings import Settings
 from acktr.agents.video import record
-from acktr.envs.make import family
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
-
-_MOST_ENVS = 16
 
 
 def evaluate_file(
@@ -54,7 +49,7 @@ def evaluate_file(
     """
     file = _file(played)
     loaded = load_policy(file, torch.device("cpu"))
-    settings = playing_settings(loaded.settings, min(num_envs or _MOST_ENVS, episodes), device)
+    settings = playing_settings(loaded.settings, min(num_envs or MOST_ENVS, episodes), device)
     environment = make_environment(settings)
     try:
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
@@ -64,7 +59,7 @@ def evaluate_file(
             loaded.policy.to(chosen),
             environment,
             episodes=episodes,
-            deterministic=customary(settings.env) if deterministic is None else deterministic,
+            deterministic=customary(environment) if deterministic is None else deterministic,
             seed=seed,
             device=chosen,
             progress=progress,
@@ -114,7 +109,7 @@ def record_file(
         settings,
         output,
         episodes=episodes,
-        deterministic=customary(settings.env) if deterministic is None else deterministic,
+        deterministic=customary(environment) if deterministic is None else deterministic,
         seed=seed,
         device=chosen,
     )
@@ -160,16 +155,6 @@ def report_video(result: Mapping[str, Any]) -> str:
     returns = ", ".join(f"{value:.1f}" for value in result["returns"])
     seconds = result["frames"] / result["fps"]
     return f"{result['output']}: {seconds:.1f} seconds, raw returns {returns}"
-
-
-def customary(env: str) -> bool:
-    """Whether evaluations of this environment customarily take greedy actions: everywhere but on Atari."""
-    return family(env) != "atari"
-
-
-def playing_settings(settings: Settings, num_envs: int, device: str) -> Settings:
-    """Settings under which whole games are played, whatever training took for an end."""
-    return dataclasses.replace(settings, num_envs=num_envs, device=device, terminal_on_life_loss=False)
 
 
 def _file(played: Path) -> Path:

@@ -1,7 +1,7 @@
 """Learning curves as a picture."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     Runs that differ in their seed alone (and in what decides no result, such as the device) make one curve: their
     mean, and their lowest and highest as a band, over the timesteps that all of them have (that any has, where they
     have none in common). Curves are named by algorithm and by the settings in which they differ. A
-    single run's band is one standard deviation of its episodes. A run in which no episode has ended yet adds nothing;
+    single run's band is one standard deviation of its episodes, and it has none beside curves of several runs: a band
+    means one thing in one picture, which says what. A run in which no episode has ended yet adds nothing;
     if that is all of them, the picture says so.
 
     Args:
@@ -58,10 +59,13 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         steps, middle, low, high = _band([curve for _, curve in curves])
         label = _label(settings, list(groups), runs=[run for run, _ in curves])
         (line,) = axes.plot(steps, middle, label=label, linewidth=1.8, marker="o" if len(steps) == 1 else None)
-        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        if len(curves) == _fullest(groups.values()) or len(curves) > 1:
+            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set_title(", ".join(sorted(environments)))
     axes.set_xlabel("timesteps")
     axes.set_ylabel("raw return, last 100 episodes")
+    if groups:
+        axes.text(1, 1.01, _band_in_words(groups.values()), transform=axes.transAxes, ha="right", fontsize=8)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
     if groups:
@@ -101,6 +105,14 @@ def _label(settings: Settings, others: Sequence[Settings], *, runs: Sequence[Pat
     else:
         parts.append(runs[0].resolve().name)
     return ", ".join(parts) + (f" ({len(runs)} runs)" if len(runs) > 1 else "")
+
+
+def _fullest(groups: Collection[Sequence[object]]) -> int:
+    return max(map(len, groups))
+
+
+def _band_in_words(groups: Collection[Sequence[object]]) -> str:
+    return "band: lowest and highest run" if _fullest(groups) > 1 else "band: one standard deviation of the episodes"
 
 
 def _band(curves: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], ...]:

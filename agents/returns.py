@@ -34,12 +34,12 @@ def gae(
     Returns:
         Advantages (T, N).
     """
-    alive = (~terminals).to(values.dtype)
-    deltas = rewards + gamma * next_values * alive - values
-    carry = gamma * gae_lambda * alive * (~truncations).to(values.dtype)
+    # chosen, not multiplied: what lies beyond an end may be no number, and 0 times that is none either
+    deltas = rewards + torch.where(terminals, 0.0, gamma * next_values) - values
+    ended = terminals | truncations
     advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[0])
     for step in range(len(deltas) - 1, -1, -1):
-        running = deltas[step] + carry[step] * running
+        running = deltas[step] + torch.where(ended[step], 0.0, gamma * gae_lambda * running)
         advantages[step] = running
     return advantages

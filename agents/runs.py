@@ -19,7 +19,7 @@ from acktr.agents.plots import plot
 from acktr.agents.policy import ActorCritic
 from acktr.agents.policy_files import check_remakable
 from acktr.agents.reporting import Reporter
-from acktr.agents.run_folder import SETTINGS_FILE, RunFolder
+from acktr.agents.run_folder import CURVE_FILE, SETTINGS_FILE, RunFolder
 from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
@@ -28,8 +28,6 @@ from acktr.envs.cpus import usable_cpus
 from acktr.envs.make import EnvironmentLike, make_vec
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
-
-CURVE_FILE = "curve.png"
 
 
 def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()) -> Path:

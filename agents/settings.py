@@ -13,6 +13,9 @@ from acktr.errors import UserError
 
 Schedule = Literal["linear", "late", "constant"]
 
+EVALUATION_SEED = 1_000_000
+"""Default seed of evaluations and videos, away from the small seeds that people train with."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -260,8 +260,9 @@ def test_a_first_step_without_any_curvature_is_warned_of_once() -> None:
     model = policy()
     optimizer = KFAC(model)
     model(torch.randn(2, 3)).sum().backward()
-    with pytest.warns(UserWarning, match="before any update_statistics"):
+    with pytest.warns(UserWarning, match="before any update_statistics") as caught:
         optimizer.step()
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step()

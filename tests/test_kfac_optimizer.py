@@ -93,6 +93,7 @@ def test_first_average_is_the_batch_and_later_ones_are_unbiased() -> None:
         weights = [0.9 * weight for weight in weights] + [1.0]
         expected = sum(w * b.T @ b / 30 for w, b in zip(weights, batches[: index + 1], strict=True)) / sum(weights)
         torch.testing.assert_close(optimizer.units[0].block.inputs.value[0], expected)  # type: ignore[attr-defined]
+        optimizer.steps += 1
 
 
 def test_young_averages_reach_back_over_the_window_only() -> None:

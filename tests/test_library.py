@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import TimeLimit, TransformReward
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
@@ -154,7 +155,7 @@ def test_observations_that_are_none_of_the_environments_are_refused(env: str, ob
         acktr.ACKTR(env).predict(observation)
 
 
-@pytest.mark.parametrize("timesteps", [0, 1.5, "abc", None])
+@pytest.mark.parametrize("timesteps", [0, 1.5, "abc"])
 def test_learn_takes_whole_numbers(timesteps: Any) -> None:
     with pytest.raises(UserError, match="whole number"):
         acktr.ACKTR("CartPole-v1").learn(timesteps)
@@ -173,3 +174,59 @@ def test_progress_is_shown_towards_the_end_of_this_call(capsys: pytest.CaptureFi
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("steps ")]
     assert lines
     assert all("/2,000 " in line for line in lines)
+
+
+def test_an_agent_is_evaluated_in_fresh_environments_and_trains_on_undisturbed() -> None:
+    one, two = (acktr.ACKTR("CartPole-v1", seed=0, num_threads=1).learn(2000) for _ in range(2))
+    result = one.evaluate(17, seed=5)
+    assert len(result["returns"]) == 17
+    assert result["return_mean"] == np.mean(result["returns"])
+    assert result["protocol"]["policy"] == "deterministic"
+    assert one.evaluate(17, seed=5) == result
+    assert one.evaluate(17, seed=6) != result
+    for first, second in zip(one.learn(2000).policy.parameters(), two.learn(2000).policy.parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_an_agent_is_evaluated_where_its_function_leads_or_elsewhere() -> None:
+    agent = acktr.ACKTR(_scaled, num_envs=2).learn(200)
+    assert agent.evaluate(4)["return_mean"] < 5 < agent.evaluate(4, env="CartPole-v1")["return_mean"]
+    with pytest.raises(UserError, match="that of 'Acrobot-v1' is"):
+        agent.evaluate(4, env="Acrobot-v1")
+    with pytest.raises(UserError, match="at least 1 episode"):
+        agent.evaluate(0)
+
+
+def test_an_agent_on_a_vector_environment_is_evaluated_in_another_one() -> None:
+    agent = acktr.ACKTR(gymnasium.make_vec("CartPole-v1", 2)).learn(200)
+    with pytest.raises(UserError, match="pass env="):
+        agent.evaluate(4)
+    other = gymnasium.make_vec("CartPole-v1", 3)
+    assert len(agent.evaluate(4, env=other)["returns"]) == 4
+    other.reset()  # still open
+
+
+def test_learning_without_a_number_goes_to_the_setting() -> None:
+    agent = acktr.ACKTR("CartPole-v1", total_timesteps=1000).learn()
+    assert 1000 <= agent.timesteps < 2000
+    assert repr(agent) == f"ACKTR('CartPole-v1', timesteps={agent.timesteps})"
+
+
+def test_a_scalar_observation_is_a_vector_of_one() -> None:
+    class Scalar(gymnasium.Env[Any, Any]):
+        observation_space, action_space = Box(0, 1, ()), Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            return np.float32(0.5), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return np.float32(0.5), 1.0, bool(self.np_random.random() < 0.2), False, {}
+
+    agent = acktr.ACKTR(Scalar, num_envs=2).learn(200)
+    assert agent.predict(np.float32(0.2)) in (0, 1)
+
+
+def test_a_run_of_the_library_leaves_its_curve(tmp_path: Path) -> None:
+    acktr.ACKTR("CartPole-v1", run_dir=tmp_path / "run").learn(1000)
+    assert (tmp_path / "run" / "curve.png").is_file()

@@ -5,7 +5,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance
+from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance, standardise
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -70,3 +70,16 @@ def test_explained_variance_of_equal_returns_is_finite() -> None:
     assert float(explained_variance(ones, ones, torch.zeros(4))) == 1.0
     values = torch.tensor([0.0, 1.0, 2.0, 3.0])
     assert float(explained_variance(values, values + 5, None)) == 1.0
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.7, 100.1])
+@pytest.mark.parametrize("rows", [320, 2048])
+def test_equal_advantages_standardise_to_zero(value: float, rows: int) -> None:
+    """The rounding of their mean, divided by itself, gave 1."""
+    assert torch.equal(standardise(torch.full((rows,), value), None), torch.zeros(rows))
+
+
+def test_advantages_standardise_to_mean_0_and_deviation_1() -> None:
+    found = standardise(torch.randn(320) * 1e-3 + 5, None)
+    assert abs(float(found.mean())) < 1e-3
+    assert float(found.std(correction=0)) == pytest.approx(1, abs=1e-3)

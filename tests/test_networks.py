@@ -39,3 +39,14 @@ def test_filters_without_sums_keep_their_norms() -> None:
     torch.testing.assert_close(layer.weight.detach().flatten(1).norm(dim=1), norms, rtol=1e-12, atol=0)
     torch.testing.assert_close(layer.weight.detach().sum((1, 2, 3)), torch.zeros(8), rtol=0, atol=1e-12)
     torch.testing.assert_close(layer.bias, nn.Parameter(bias), rtol=0, atol=0)
+
+
+def test_filters_of_equal_weights_stay_as_they_are() -> None:
+    """They have nothing but their sum; divided by the norm of what is left they would be no numbers."""
+    layer = nn.Conv2d(1, 3, 1)
+    weights = layer.weight.detach().clone()
+    without_sums(layer)
+    assert torch.equal(layer.weight, weights)
+    nn.init.zeros_(layer.weight)
+    without_sums(layer)
+    assert torch.equal(layer.weight, torch.zeros(3, 1, 1, 1))

@@ -57,6 +57,24 @@ def test_gae_is_the_discounted_sum_of_errors_within_each_episode(
     np.testing.assert_allclose(found[:, 0].numpy(), expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("beyond", [float("nan"), float("inf")])
+@pytest.mark.parametrize("flag", ["terminals", "truncations"])
+def test_what_lies_beyond_an_end_reaches_nothing_before_it(beyond: float, flag: str) -> None:
+    """In NEXT_STEP mode the row after an end is no transition; its value may be no number."""
+    ends = torch.tensor([False, True, False])[:, None]
+    advantages = gae(
+        rewards=torch.ones(3, 1),
+        values=torch.tensor([[0.5], [0.5], [beyond]]),
+        next_values=torch.tensor([[0.5], [0.5 if flag == "truncations" else beyond], [0.5]]),
+        terminals=ends & (flag == "terminals"),
+        truncations=ends & (flag == "truncations"),
+        gamma=0.9,
+        gae_lambda=0.8,
+    )
+    last = 0.5 + (0.45 if flag == "truncations" else 0)
+    torch.testing.assert_close(advantages[:2, 0], torch.tensor([0.95 + 0.72 * last, last]))
+
+
 class Scripted(gymnasium.Env[Any, Any]):
     """Observation = steps made; reward 1 a step; the first episode ends at step 2 in the way asked for."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from acktr.kfac import products
-from acktr.kfac.blocks import RunningAverage
+from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.products import product
 from acktr.kfac.statistics import second_moment
 
@@ -56,7 +56,7 @@ def test_running_average_in_place_equals_the_debiased_weighted_mean() -> None:
     counts = [torch.tensor(float(n), dtype=torch.float64) for n in (3, 0, 8, 2, 5)]
     totals[3][1, 1] = torch.nan  # neither the empty batch nor this one counts
     for total, count in zip(totals, counts, strict=True):
-        average.update(total, count, decay)
+        average.update(total, count, Share.of(decay))
     shares = torch.tensor([decay**2, 0, decay, 0, 1], dtype=torch.float64)  # a batch that counts for nothing ages none
     kept = (0, 2, 4)
     wanted = torch.stack([shares[k] * totals[k] / counts[k] for k in kept]).sum(0) / shares.sum()

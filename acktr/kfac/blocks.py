@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.products import product
 from acktr.kfac.solvers import damped_inverse, eigenbasis
 
@@ -22,6 +23,11 @@ class Block(Protocol):
     `multiply` and `to_dense` speak of the running estimate without damping; `precondition` applies the inverse as of
     the last refresh, and leaves its argument unchanged while there has been none. Without statistics F is the identity.
     """
+
+    @property
+    def missing(self) -> Literal["statistics", "inverse"] | None:
+        """What `precondition` lacks to be more than the identity."""
+        ...
 
     def refresh(self, damping: float) -> "RefreshReport":
         """Decompose the running estimate; `damping` is lambda on the block."""
@@ -56,47 +62,6 @@ class RefreshReport:
     stale: bool = False
 
 
-class RunningAverage:
-    """Exponential average that is unbiased from its first value: a weighted sum over the sum of its weights.
-
-    A batch without any valid example, or with a non-finite statistic, has weight 0 and leaves the value as it is; this
-    is decided by tensor arithmetic, with no host read. Until a batch counts, the value is the identity: a curvature of
-    0 would let the trust region pass any step.
-    """
-
-    def __init__(self) -> None:
-        self.value: Tensor | None = None
-        self.mass: Tensor | None = None
-
-    def update(self, total: Tensor, weight: Tensor, decay: float) -> None:
-        """Add the batch's mean `total / weight`.
-
-        Args:
-            total: sum over examples, (b, n, n) for matrices or (d,) for a diagonal.
-            weight: 0-d, the sum of the examples' weights.
-            decay: of the old value, in [0, 1).
-        """
-        usable = (weight > 0) & torch.isfinite(total.sum())
-        total = torch.where(usable, total, 0.0)  # a NaN times a share of 0 would still be one
-        fresh = (1 - decay) * usable.to(total.dtype)
-        if self.value is None or self.mass is None:
-            identity = torch.ones_like(total) if total.dim() == 1 else torch.eye(total.shape[-1]).to(total)
-            self.value, self.mass = identity.expand_as(total).clone(), torch.zeros_like(fresh)
-        self.mass = torch.where(usable, decay * self.mass, self.mass) + fresh
-        share = torch.where(usable, fresh / self.mass, 0.0)
-        # two passes over the value and no temporary: the widest factors are bound by memory
-        self.value.mul_(1 - share).addcmul_(total, torch.where(usable, share / weight, 0.0))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Value and mass; empty before the first update."""
-        return {} if self.value is None else {"value": self.value, "mass": self.mass}
-
-    def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
-        """Take back what `state_dict` gave, on the device and in the precision of `like`."""
-        self.value = state["value"].to(like, copy=True) if state else None
-        self.mass = state["mass"].to(like, copy=True) if state else None
-
-
 class KroneckerBlock:
     """F = A ⊗ G on a weight matrix: F V = G V A (Martens & Grosse 2015; Grosse & Martens 2016 for convolutions).
 
@@ -122,6 +87,13 @@ class KroneckerBlock:
     def dtype(self) -> torch.dtype:
         """Of the statistics."""
         return self._like.dtype
+
+    @property
+    def missing(self) -> Literal["statistics", "inverse"] | None:
+        """See `Block`."""
+        if self.inputs.value is None or self.outputs.value is None:
+            return "statistics"
+        return "inverse" if self._left is None else None
 
     def refresh(self, damping: float) -> RefreshReport:
         """Invert or decompose both factors; a factor that defies the guard ladder keeps the old pair in use."""
@@ -151,7 +123,7 @@ class KroneckerBlock:
         if self._scales is None:
             return product(product(self._left, gradient), self._right)
         rotated = product(product(self._left.transpose(-1, -2), gradient), self._right)
-        rotated /= self._scales + damping
+        rotated = _divided(rotated, self._scales, damping)
         return product(product(self._left, rotated), self._right.transpose(-1, -2))
 
     def multiply(self, direction: Tensor) -> Tensor:
@@ -204,15 +176,22 @@ class FullBlock:
         """Of the statistics."""
         return self._like.dtype
 
-    def update(self, gradients: Tensor, weight: Tensor, decay: float) -> None:
+    def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:
         """Add a batch.
 
         Args:
             gradients: (rows, d) per-example gradients, each already multiplied by the root of its weight.
             weight: 0-d, the sum of the examples' weights.
-            decay: of the old value.
+            share: of the batch.
         """
-        self.moment.update((gradients.T @ gradients).unsqueeze(0), weight, decay)
+        self.moment.update((gradients.T @ gradients).unsqueeze(0), weight, share)
+
+    @property
+    def missing(self) -> Literal["statistics", "inverse"] | None:
+        """See `Block`."""
+        if self.moment.value is None:
+            return "statistics"
+        return "inverse" if self._inverse is None else None
 
     def refresh(self, damping: float) -> RefreshReport:
         """Invert by Cholesky."""
@@ -260,9 +239,14 @@ class DiagonalBlock:
         """Of the statistics."""
         return self._like.dtype
 
-    def update(self, gradients: Tensor, weight: Tensor, decay: float) -> None:
+    def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:
         """Add a batch of (rows, d) per-example gradients, as `FullBlock.update`."""
-        self.moment.update(gradients.square().sum(0), weight, decay)
+        self.moment.update(gradients.square().sum(0), weight, share)
+
+    @property
+    def missing(self) -> Literal["statistics", "inverse"] | None:
+        """See `Block`."""
+        return "statistics" if self.moment.value is None else None
 
     def refresh(self, damping: float) -> RefreshReport:
         """Nothing to decompose."""
@@ -270,7 +254,7 @@ class DiagonalBlock:
 
     def precondition(self, gradient: Tensor, damping: float) -> Tensor:
         """Gradient / (F + damping) for (d,)."""
-        return gradient if self.moment.value is None else gradient / (self.moment.value + damping)
+        return gradient if self.moment.value is None else _divided(gradient, self.moment.value, damping)
 
     def multiply(self, direction: Tensor) -> Tensor:
         """F v for (d,)."""
@@ -293,6 +277,11 @@ class DiagonalBlock:
 
 class IdentityBlock:
     """Parameters that K-FAC cannot treat: plain gradient, Fisher taken as the identity."""
+
+    @property
+    def missing(self) -> Literal["statistics", "inverse"] | None:
+        """See `Block`."""
+        return None
 
     def refresh(self, damping: float) -> RefreshReport:
         """Nothing to decompose."""
@@ -341,6 +330,13 @@ def factored_damping(A: Tensor, G: Tensor, damping: float) -> tuple[Tensor, Tens
     pi = (torch.where(usable, mean_a, one) / torch.where(usable, mean_g, one)).sqrt().clamp(1e-6, 1e6)
     root = damping**0.5
     return pi * root, root / pi
+
+
+def _divided(gradient: Tensor, curvature: Tensor, damping: float) -> Tensor:
+    """Gradient / (curvature + damping); without damping 0 where there is no curvature, as by the pseudo-inverse."""
+    if damping > 0:
+        return gradient / (curvature + damping)
+    return torch.where(curvature > 0, gradient / curvature, 0.0)
 
 
 def _copy_to(tensor: Tensor | None, like: Tensor) -> Tensor | None:

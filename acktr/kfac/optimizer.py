@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from acktr.kfac.averages import Share
 from acktr.kfac.blocks import DampingMode
 from acktr.kfac.capture import Call, Recorder, backward_passes, calls_of
 from acktr.kfac.checks import check_choice, check_range
@@ -28,6 +29,7 @@ from acktr.kfac.units import (
     KroneckerUnit,
     ModuleUnit,
     StandaloneUnit,
+    Unit,
     build_units,
     recorded_modules,
 )
@@ -145,6 +147,8 @@ class KFAC(torch.optim.Optimizer):
         self._device = trainable[0].device
         zero = torch.zeros((), dtype=trainable[0].dtype, device=self._device)
         self.steps = 0
+        self._counted = -1  # the step that the newest statistics belong to
+        self._named: set[str] = set()  # units without curvature that a warning has named
         self._informed = False  # of the curvature: the first step without any is worth a warning
         self.refresh_count = 0
         self.retry_count = 0
@@ -195,6 +199,7 @@ class KFAC(torch.optim.Optimizer):
         """Add the captured batch to the running factors; does nothing in a step whose statistics are not due.
 
         Back-propagates the metric's losses to the layers' outputs only, and keeps the graph for the training loss.
+        Several calls before one step are parts of one batch and count alike.
 
         Args:
             metric: what to estimate, built from the outputs of the captured forward passes.
@@ -208,7 +213,7 @@ class KFAC(torch.optim.Optimizer):
             return
         calls = self._recorder.take()
         standalone = [unit for unit in self.units if isinstance(unit, StandaloneUnit)]
-        if not calls and not standalone:
+        if not calls and any(isinstance(unit, KroneckerUnit | ModuleUnit) for unit in self.units):
             raise RuntimeError(
                 "nothing was captured: run the forward pass inside `with optimizer.capture():`, with gradients enabled"
             )
@@ -224,10 +229,10 @@ class KFAC(torch.optim.Optimizer):
             return
         with record_function("kfac::sampled_backward"):
             passes = backward_passes(losses, calls) if calls else []
-        if calls and not any(passes) and not standalone:
+        if calls and not any(passes):
             raise RuntimeError("the metric depends on no captured output: build it from the forward pass in capture()")
         turn = self.steps // self.stat_interval
-        decay = self._decay(turn + 1)
+        share = self._share(turn + 1)
         thinning = Thinning.rotating(self.position_stride, turn)
         with torch.no_grad(), record_function("kfac::factors"):
             for unit in self.units:
@@ -235,20 +240,24 @@ class KFAC(torch.optim.Optimizer):
                     own = calls_of(unit.modules, passes)
                     reached = {id(call): call for gradients in own for call, _ in gradients}
                     if reached:
-                        unit.update_inputs(list(reached.values()), weights, decay, thinning)
-                        unit.update_outputs(own, weights, decay)
+                        unit.update_inputs(list(reached.values()), weights, share, thinning)
+                        unit.update_outputs(own, weights, share, examples=losses.shape[1])
                 elif isinstance(unit, ModuleUnit):
-                    unit.update(calls_of(unit.modules, passes), weights, decay)
+                    unit.update(calls_of(unit.modules, passes), weights, share, examples=losses.shape[1])
         if standalone:
             exact = metric.exact_losses()
             for exact_unit in standalone:
-                exact_unit.update(exact, weights, decay)
+                exact_unit.update(exact, weights, share)
+        self._counted = self.steps
 
-    def _decay(self, updates: int) -> float:
-        """Of the running factors, of which the batch at hand is the `updates`-th."""
-        if self.stat_window == 1:
-            return self.stat_decay
-        return min(self.stat_decay, max(0.0, 1 - 1 / (self.stat_window * updates)))
+    def _share(self, updates: int) -> Share:
+        """Of the batch at hand, which belongs to the `updates`-th step with statistics."""
+        decay = self.stat_decay
+        if self.stat_window < 1:
+            decay = min(decay, max(0.0, 1 - 1 / (self.stat_window * updates)))
+        share = Share.of(decay)
+        # a further part of one step's batch: the parts before have made what is older weigh less already
+        return Share(keep=1.0, add=share.add) if self._counted == self.steps else share
 
     # --- the step ----------------------------------------------------------------------------------------------
 
@@ -279,7 +288,7 @@ class KFAC(torch.optim.Optimizer):
             self._informed = True
             warnings.warn(
                 "KFAC.step before any update_statistics: without curvature the step follows the plain gradient",
-                stacklevel=4,
+                stacklevel=5,
             )
         with record_function("kfac::inverses"):
             self._refresh_due()
@@ -293,6 +302,7 @@ class KFAC(torch.optim.Optimizer):
         if not active:
             self.scale = torch.zeros_like(self.scale)
             return
+        self._name_uninformed([unit for _, unit in active])
         group_of = self._groups()
         directions: list[Tensor] = []
         inner = torch.zeros_like(self.scale)
@@ -323,6 +333,16 @@ class KFAC(torch.optim.Optimizer):
             scale = natural_step(proposals, usable, self._last, self._momentum, decay, max_kl)
         self.scale = scale
         self.skipped += scale == 0
+
+    def _name_uninformed(self, active: list[Unit]) -> None:
+        names = [unit.name for unit in active if unit.block.missing == "statistics" and unit.name not in self._named]
+        if names and self._counted >= 0:
+            self._named.update(names)
+            warnings.warn(
+                f"{', '.join(names)}: the loss reaches these parameters, and no captured call of their modules did the "
+                "metric's losses reach: they follow the plain gradient until one does",
+                stacklevel=6,
+            )
 
     @property
     @torch.no_grad()
@@ -361,7 +381,7 @@ class KFAC(torch.optim.Optimizer):
             interval = 1 << max(0, young.bit_length() - 1)
         for index, unit in enumerate(self.units):
             phase = index * interval // len(self.units)
-            if (self.steps - phase) % interval != 0:
+            if (self.steps - phase) % interval != 0 and unit.block.missing != "inverse":
                 continue
             report = unit.block.refresh(group_of[id(unit.parameters[0])]["damping"])
             self.refresh_count += 1
@@ -403,7 +423,7 @@ class KFAC(torch.optim.Optimizer):
         for unit in self.units:
             unit.block.load_state_dict(curvature["blocks"][unit.name])
         self.steps = curvature["steps"]
-        self._informed = True
+        self._informed, self._counted = True, -1
         self.scale = torch.zeros_like(self.scale)
         self._last = AppliedStep(self.scale)  # the step before belongs to other weights
         self._momentum = Momentum(self.state, len(self.units), self.scale)  # torch replaces `state`

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac.averages import Share
 from acktr.kfac.blocks import Block, DampingMode, DiagonalBlock, FullBlock, IdentityBlock, KroneckerBlock
 from acktr.kfac.capture import Call
 from acktr.kfac.layers import (
@@ -123,13 +124,18 @@ class KroneckerUnit(Unit):
                 )
 
     def update_inputs(
-        self, calls: Sequence[Call], weights: Tensor | None, decay: float, thinning: Thinning = EVERY_POSITION
+        self, calls: Sequence[Call], weights: Tensor | None, share: Share, thinning: Thinning = EVERY_POSITION
     ) -> None:
-        """Add a batch to A; several calls of the modules count as further positions."""
+        """Add a batch to A; several calls of the modules count as further positions.
+
+        A grid of positions weighs in the average by what it holds: grids of one map differ in size, and were they all
+        to weigh the same, a position on a small one would count for more.
+        """
         homogeneous = self.map.bias is not None
         if self.kind == "reduce":
             thinning = EVERY_POSITION  # the second moment of a mean over fewer positions is another number
         examples = calls[0].inputs.shape[0]
+        _of_rows(weights, calls[0].inputs, self.name)
         if any(call.inputs.shape[0] != examples for call in calls):
             numbers = ", ".join(str(call.inputs.shape[0]) for call in calls)
             raise ValueError(
@@ -137,6 +143,9 @@ class KroneckerUnit(Unit):
                 "batch on its own"
             )
         positions = sum(output_positions(_affine(call), call.inputs, thinning) for call in calls)
+        if thinning.every > 1:
+            everywhere = sum(output_positions(_affine(call), call.inputs, EVERY_POSITION) for call in calls)
+            share = share.times(positions * thinning.every**2 / everywhere)
         if self.kind == "reduce":
             mean = torch.stack([self._summed_rows(call, thinning) for call in calls]).sum(0) / positions
             total = second_moment(mean.unsqueeze(1), weights, homogeneous=homogeneous)
@@ -148,7 +157,7 @@ class KroneckerUnit(Unit):
                 for part, rows in self._rows(call, thinning)
             ]
             total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]
-        self.block.inputs.update(total, total_weight(examples, weights, total) * positions, decay)
+        self.block.inputs.update(total, total_weight(examples, weights, total) * positions, share)
 
     def _rows(self, call: Call, thinning: Thinning) -> Iterator[tuple[slice, Tensor]]:
         return input_rows(_affine(call), call.checked_inputs().to(self.block.dtype), thinning)
@@ -156,17 +165,26 @@ class KroneckerUnit(Unit):
     def _summed_rows(self, call: Call, thinning: Thinning) -> Tensor:
         return torch.cat([rows.sum(1) for _, rows in self._rows(call, thinning)])
 
-    def update_outputs(self, passes: Sequence[Gradients], weights: Tensor | None, decay: float) -> None:
-        """Add a batch to G, summed over backward passes and over positions."""
+    def update_outputs(
+        self, passes: Sequence[Gradients], weights: Tensor | None, share: Share, *, examples: int
+    ) -> None:
+        """Add a batch to G, summed over backward passes and over positions.
+
+        Args:
+            passes: the modules' calls with their gradients.
+            weights: (N,) or None.
+            share: of the batch.
+            examples: N of the metric's losses. The mean is over them, even where the layer's rows are others: frames
+                folded into its first axis, or those of a part of the batch.
+        """
         total: Tensor | None = None
-        count = 0
         for gradients in passes:
             rows = [gradient_rows(_affine(call), gradient.to(self.block.dtype)) for call, gradient in gradients]
-            count = rows[0].shape[0]
-            moment = gradient_moment(torch.cat(rows, dim=1), weights, kind=self.kind)
+            together = torch.cat(rows, dim=1)
+            moment = gradient_moment(together, _of_rows(weights, together, self.name), kind=self.kind)
             total = moment if total is None else total.add_(moment)
         if total is not None:
-            self.block.outputs.update(total, total_weight(count, weights, total), decay)
+            self.block.outputs.update(total, total_weight(examples, weights, total), share)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,19 +195,24 @@ class ModuleUnit(Unit):
     modules: tuple[nn.Module, ...]
     role: Literal["weight", "bias"]
 
-    def update(self, passes: Sequence[Gradients], weights: Tensor | None, decay: float) -> None:
-        """Add a batch of per-example gradients, summed over positions and calls, one row per backward pass."""
+    def update(self, passes: Sequence[Gradients], weights: Tensor | None, share: Share, *, examples: int) -> None:
+        """Add a batch of per-example gradients, summed over positions and calls, one row per backward pass.
+
+        Args:
+            passes: the modules' calls with their gradients.
+            weights: (N,) or None.
+            share: of the batch.
+            examples: N of the metric's losses.
+        """
         rows: list[Tensor] = []
-        count = 0
         for gradients in passes:
-            per_example = torch.stack(
-                [self._gradient(call, gradient.to(self.block.dtype)) for call, gradient in gradients]
-            ).sum(0)
-            count = per_example.shape[0]
-            rows.append(weighted_rows(per_example, weights))
+            parts = [self._gradient(call, gradient.to(self.block.dtype)) for call, gradient in gradients]
+            if all(len(part) == examples for part in parts):
+                parts = [torch.stack(parts).sum(0)]  # else the calls are of different examples
+            rows.extend(weighted_rows(part, _of_rows(weights, part, self.name)) for part in parts)
         if rows:
             stacked = torch.cat(rows)
-            self.block.update(stacked, total_weight(count, weights, stacked), decay)
+            self.block.update(stacked, total_weight(examples, weights, stacked), share)
 
     def _gradient(self, call: Call, gradient: Tensor) -> Tensor:
         if isinstance(call.module, NORM_TYPES):
@@ -204,19 +227,19 @@ class StandaloneUnit(Unit):
 
     block: FullBlock
 
-    def update(self, losses: Tensor, weights: Tensor | None, decay: float) -> None:
+    def update(self, losses: Tensor, weights: Tensor | None, share: Share) -> None:
         """Add a batch.
 
         Args:
             losses: (C, N) exact per-example losses of the metric, with their graph.
             weights: (N,) or None.
-            decay: of the old value.
+            share: of the batch.
         """
         gradients = per_example_gradients(losses, self.parameters[0])
         if gradients is None:
             return
         rows = torch.cat([weighted_rows(gradient, weights) for gradient in gradients])
-        self.block.update(rows, total_weight(losses.shape[1], weights, rows), decay)
+        self.block.update(rows, total_weight(losses.shape[1], weights, rows), share)
 
 
 def build_units(
@@ -334,6 +357,15 @@ def _kronecker(
 def _statistics_like(parameter: Tensor) -> Tensor:
     """An empty tensor on the parameter's device in the dtype of its statistics, at least float32."""
     return torch.empty(0, device=parameter.device, dtype=torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _of_rows(weights: Tensor | None, rows: Tensor, name: str) -> Tensor | None:
+    if weights is not None and len(weights) != len(rows):
+        raise ValueError(
+            f"{name} was called on {len(rows)} rows, and there are {len(weights)} weights: weights go with layers that "
+            "see one row per example"
+        )
+    return weights
 
 
 def _affine(call: Call) -> Affine:

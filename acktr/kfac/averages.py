@@ -1,0 +1,70 @@
+"""Running averages of statistics, unbiased from the first batch on."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a batch's statistic weighs in a running average.
+
+    Attributes:
+        keep: factor on the weight of everything before, 0 to 1.
+        add: weight of the batch, above 0.
+    """
+
+    keep: float
+    add: float
+
+    @classmethod
+    def of(cls, decay: float) -> "Share":
+        """Of a new batch in an exponential average."""
+        return cls(keep=decay, add=1 - decay)
+
+    def times(self, factor: float) -> "Share":
+        """The same for a batch that tells that many times as much."""
+        return Share(keep=self.keep, add=self.add * factor)
+
+
+class RunningAverage:
+    """Exponential average that is unbiased from its first value: a weighted sum over the sum of its weights.
+
+    A batch without any valid example, or with a non-finite statistic, has weight 0 and leaves the value as it is; this
+    is decided by tensor arithmetic, with no host read. Until a batch counts, the value is the identity: a curvature of
+    0 would let the trust region pass any step.
+    """
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+        self.mass: Tensor | None = None
+
+    def update(self, total: Tensor, weight: Tensor, share: Share) -> None:
+        """Add the batch's mean `total / weight`.
+
+        Args:
+            total: sum over examples, (b, n, n) for matrices or (d,) for a diagonal.
+            weight: 0-d, the sum of the examples' weights.
+            share: of the batch's mean.
+        """
+        usable = (weight > 0) & torch.isfinite(total.sum())
+        total = torch.where(usable, total, 0.0)  # a NaN times a share of 0 would still be one
+        fresh = share.add * usable.to(total.dtype)
+        if self.value is None or self.mass is None:
+            identity = torch.ones_like(total) if total.dim() == 1 else torch.eye(total.shape[-1]).to(total)
+            self.value, self.mass = identity.expand_as(total).clone(), torch.zeros_like(fresh)
+        self.mass = torch.where(usable, share.keep * self.mass, self.mass) + fresh
+        part = torch.where(usable, fresh / self.mass, 0.0)
+        # two passes over the value and no temporary: the widest factors are bound by memory
+        self.value.mul_(1 - part).addcmul_(total, torch.where(usable, part / weight, 0.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Value and mass; empty before the first update."""
+        return {} if self.value is None else {"value": self.value, "mass": self.mass}
+
+    def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
+        """Take back what `state_dict` gave, on the device and in the precision of `like`."""
+        self.value = state["value"].to(like, copy=True) if state else None
+        self.mass = state["mass"].to(like, copy=True) if state else None

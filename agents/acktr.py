@@ -45,13 +45,15 @@ class ACKTRUpdater:
         self.settings = settings
         self._generator = generator
         self.critic: KFAC | None = None
+        frames = len(policy.encoder.space_shape) == 3 and not policy.own_torso
+        advice = "frames have them if they are uint8 and the network is nature" if frames else "or use algorithm a2c"
         if policy.value_torso is None:
-            self.optimizer = _kfac(policy, settings, lr=settings.lr, max_kl=settings.max_kl)
+            self.optimizer = _kfac(policy, settings, lr=settings.lr, max_kl=settings.max_kl, advice=advice)
         else:
             actor = nn.ModuleDict({"torso": policy.torso, "head": policy.policy_head})
             critic = nn.ModuleDict({"torso": policy.value_torso, "head": policy.value_head})
-            self.optimizer = _kfac(actor, settings, lr=settings.lr, max_kl=settings.max_kl)
-            self.critic = _kfac(critic, settings, lr=settings.critic_lr, max_kl=settings.critic_max_kl)
+            self.optimizer = _kfac(actor, settings, lr=settings.lr, max_kl=settings.max_kl, advice=advice)
+            self.critic = _kfac(critic, settings, lr=settings.critic_lr, max_kl=settings.critic_max_kl, advice=advice)
         self._limits: tuple[float | None, float | None] = (None, None)
         self._desired_kl: float | None = None
         self._updates = 0
@@ -276,11 +278,11 @@ def _radius(radius: float, schedule: Schedule, progress: float) -> float | None:
     return max(scheduled(radius, schedule, progress), 1e-12) if radius > 0 else None
 
 
-def _kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: float) -> KFAC:
+def _kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: float, advice: str) -> KFAC:
     try:
         return _build_kfac(model, settings, lr=lr, max_kl=max_kl)
     except ValueError as error:
-        raise UserError(f"{error}; or train with --algorithm a2c") from None
+        raise UserError(f"{error}; {advice}") from None
 
 
 def _build_kfac(model: nn.Module, settings: Settings, *, lr: float, max_kl: float) -> KFAC:

@@ -28,6 +28,7 @@ class Encoder(nn.Module):
     def __init__(self, space: gymnasium.Space[object]) -> None:
         super().__init__()
         self.is_image = is_image(space)
+        self.space_shape = tuple(space.shape or ())
         if isinstance(space, spaces.Discrete):
             self.categories: int | None = int(space.n)
             self.shape: tuple[int, ...] = (int(space.n),)

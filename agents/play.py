@@ -129,7 +129,7 @@ def report(result: Mapping[str, Any]) -> str:
             f"{high:.1f}), median {result['return_median']:.1f}, standard deviation {result['return_std']:.1f}"
         )
     lines = [
-        f"{result['env']}, {result['timesteps']:_} timesteps, {result['checkpoint']}",
+        f"{result['env']}, {result['timesteps']:,} timesteps, {result['checkpoint']}",
         returns,
         f"length: mean {result['length_mean']:.0f} decisions",
     ]

@@ -100,9 +100,10 @@ def load(preset: str | Path) -> Preset:
         return parse(text, name=preset)
     path = Path(preset)
     if not path.is_file():
-        near = difflib.get_close_matches(str(preset), names(), n=3, cutoff=0.5) or names()
+        close = difflib.get_close_matches(str(preset), names(), n=3, cutoff=0.5)
+        near = ["nearest presets:", *close] if close else ["presets:", *names()]
         raise UserError(
-            f"preset '{preset}': neither a preset nor a YAML file of that name; nearest presets: {', '.join(near)}"
+            f"preset '{preset}': neither a preset nor a YAML file of that name; {near[0]} {', '.join(near[1:])}"
         )
     try:
         text = path.read_text(encoding="utf-8")

@@ -242,7 +242,7 @@ class Console:
         row = self._row
         share = min(1.0, self._timesteps / self.total)
         left = (self.total - self._timesteps) / self._rate if self._rate > 0.0 else None
-        kl = f"{_short(row['kl_predicted'])}/{_short(row['kl_measured'])}"
+        kl = f"{_power(row['kl_predicted'])}/{_power(row['kl_measured'])}"
         return [
             ("steps", f"{self._timesteps:,}/{self.total:,} ({share:.0%})"),
             ("steps/s", f"{self._rate:,.0f}"),
@@ -274,6 +274,11 @@ def _is_terminal() -> bool:
 
 def _short(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _power(value: float | None) -> str:
+    """Always as wide, so that what stands behind it stands still."""
+    return "-" if value is None or value != value else f"{value:.1e}"
 
 
 def _duration(seconds: float | None) -> str:

@@ -81,7 +81,7 @@ class RunFolder:
                 if any((path / name).exists() for name in _TRACES_OF_A_RUN):
                     raise UserError(
                         f"{path} already holds a run; go on with it by `acktr resume {shlex.quote(str(path))}`, "
-                        "or give another --run-dir"
+                        "or name another folder"
                     )
                 path.mkdir(parents=True, exist_ok=True)
             folder = cls(path, settings)
@@ -90,9 +90,7 @@ class RunFolder:
             folder.record_start()
         except OSError as error:
             where = error.filename or run_dir or "runs"
-            raise UserError(
-                f"the run folder cannot be made: {where}: {error.strerror}; give another --run-dir"
-            ) from error
+            raise UserError(f"the run folder cannot be made: {where}: {error.strerror}; name another folder") from error
         return folder
 
     @classmethod
@@ -241,7 +239,8 @@ class RunFolder:
         found = self._first_good(candidates, warn)
         if found is None:
             raise UserError(
-                f"{self.path}: has no checkpoint yet; go on with `acktr resume {shlex.quote(str(self.path))}`"
+                f"{self.path}: has no checkpoint yet; wait for the first one or, if nothing trains there, go on "
+                f"with `acktr resume {shlex.quote(str(self.path))}`"
             )
         return found[0]
 

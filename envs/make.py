@@ -30,7 +30,7 @@ def describe(env: EnvironmentLike) -> tuple[str, str]:
     if isinstance(env, VectorEnv):
         return _name(env), family_of_space(env.single_observation_space)
     if isinstance(env, gymnasium.Env) or not callable(env):
-        raise UserError(f"'{_name(env)}' is no id, factory or VectorEnv; pass a function that makes the environment")
+        raise _no_environment(env)
     single = env()
     try:
         return _name(single), family_of_space(single.observation_space)
@@ -89,7 +89,7 @@ def make_vec(
     if isinstance(env, VectorEnv):
         return _adapt_vector_env(env, num_envs, name=name, autoreset_mode=autoreset_mode)
     if isinstance(env, gymnasium.Env) or not (spec is not None or callable(env)):
-        raise UserError(f"'{name}' is no id, factory or VectorEnv; pass a function that makes the environment")
+        raise _no_environment(env)
     factory: Callable[[], gymnasium.Env[Any, Any]] = (
         env if callable(env) else lambda: make_single(find_spec(name), render=render)
     )
@@ -165,6 +165,16 @@ def _what_plays(spec: EnvSpec) -> tuple[object, ...]:
     limit = spec.kwargs.get("max_episode_steps", spec.max_episode_steps)  # of a vector environment in its arguments
     how = ("render_mode", "max_episode_steps", "num_envs", "vectorization_mode")
     return spec.entry_point, limit, {name: value for name, value in spec.kwargs.items() if name not in how}
+
+
+def _no_environment(env: object) -> UserError:
+    if isinstance(env, gymnasium.Env):
+        return UserError(
+            f"got an environment, '{_name(env)}', where several are needed; pass its id or a function that makes it"
+        )
+    return UserError(
+        f"got {type(env).__name__} for an environment; pass an id, a function that makes one, or a VectorEnv"
+    )
 
 
 def _name(env: object) -> str:

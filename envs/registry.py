@@ -113,7 +113,7 @@ def _nearest(name: str) -> str:
         return f"; nearest: {' or '.join(games[:2])}"
     stem = name.lower().rpartition("-v")[0] or name.lower()
     versions = [id for lower, id in by_lower.items() if lower.rpartition("-v")[0] == stem]
-    near = versions[-3:] or [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+    near = versions[-2:] or [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=3)]
     if near:
         return f"; nearest: {', '.join(near)}"
     return "; ids are spelled as in gymnasium, for example CartPole-v1, HalfCheetah-v5 or ALE/Pong-v5"

@@ -230,3 +230,21 @@ def test_a_scalar_observation_is_a_vector_of_one() -> None:
 def test_a_run_of_the_library_leaves_its_curve(tmp_path: Path) -> None:
     acktr.ACKTR("CartPole-v1", run_dir=tmp_path / "run").learn(1000)
     assert (tmp_path / "run" / "curve.png").is_file()
+
+
+def test_frames_of_floats_are_told_what_frames_are() -> None:
+    class Floats(gymnasium.Env[Any, Any]):
+        observation_space, action_space = Box(0, 1, (3, 84, 84)), Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return self.observation_space.sample(), {}
+
+    with pytest.raises(UserError, match="if they are uint8 and the network is nature"):
+        acktr.ACKTR(Floats)
+
+
+def test_one_environment_in_place_of_a_function_is_told_so() -> None:
+    with pytest.raises(UserError, match="got an environment, 'CartPole-v1'"):
+        acktr.ACKTR(gymnasium.make("CartPole-v1"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="got int for an environment"):
+        acktr.ACKTR(3)  # type: ignore[arg-type]

@@ -1,6 +1,10 @@
 """Arguments of a caller, checked: what each takes, said in one line."""
 
+from collections.abc import Iterable
 from typing import get_args
+
+import torch
+from torch import Tensor
 
 
 def check_range(name: str, value: float, low: float, high: float | None, *, high_open: bool = False) -> None:
@@ -23,3 +27,17 @@ def check_choice(name: str, value: str, choices: object) -> None:
     """
     if value not in get_args(choices):
         raise ValueError(f"{name} takes one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def check_precision(parameters: Iterable[Tensor]) -> None:
+    """Refuse parameters of less than single precision.
+
+    Raises:
+        ValueError: there are some.
+    """
+    coarse = {parameter.dtype for parameter in parameters} - {torch.float32, torch.float64}
+    if coarse:
+        raise ValueError(
+            f"parameters must be float32 or float64, the model has {', '.join(map(str, coarse))}; keep them so and "
+            "run the forward pass under torch.autocast"
+        )

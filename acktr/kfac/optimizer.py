@@ -17,9 +17,10 @@ from torch.profiler import record_function
 from acktr.kfac.averages import Share
 from acktr.kfac.blocks import DampingMode
 from acktr.kfac.capture import Call, Recorder, backward_passes, calls_of
-from acktr.kfac.checks import check_choice, check_range
+from acktr.kfac.checks import check_choice, check_precision, check_range
 from acktr.kfac.metrics import Metric
 from acktr.kfac.momentum import Momentum
+from acktr.kfac.pace import MIN_WINDOW, batch_share, has_its_turn, refresh_interval
 from acktr.kfac.rules import Proposal, baselines_step, natural_step
 from acktr.kfac.statistics import FactorKind, Thinning
 from acktr.kfac.step import AppliedStep
@@ -35,13 +36,6 @@ from acktr.kfac.units import (
 )
 
 Compat = Literal["none", "baselines"]
-
-MIN_WINDOW = 0.01
-"""Smallest `stat_window`: a hundredth of the updates so far."""
-
-REFRESH_GROWTH = 0.1
-"""The interval of the refreshes doubles up to its full length, below this share of the steps so far: young factors move
-fast. It changes seldom, for at every change some unit waits longer for its turn."""
 
 
 class KFAC(torch.optim.Optimizer):
@@ -123,12 +117,7 @@ class KFAC(torch.optim.Optimizer):
         if compat == "baselines" and damping_mode != "exact":
             raise ValueError("compat='baselines' needs damping_mode='exact', as in the published code")
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        coarse = {parameter.dtype for parameter in trainable} - {torch.float32, torch.float64}
-        if coarse:
-            raise ValueError(
-                f"parameters must be float32 or float64, the model has {', '.join(map(str, coarse))}; keep them so and "
-                "run the forward pass under torch.autocast"
-            )
+        check_precision(trainable)
         defaults = {"lr": lr, "max_kl": max_kl, "momentum": momentum, "damping": damping}
         self._own = {id(parameter) for parameter in trainable}
         super().__init__(trainable, defaults)
@@ -232,7 +221,9 @@ class KFAC(torch.optim.Optimizer):
         if calls and not any(passes):
             raise RuntimeError("the metric depends on no captured output: build it from the forward pass in capture()")
         turn = self.steps // self.stat_interval
-        share = self._share(turn + 1)
+        share = batch_share(turn + 1, decay=self.stat_decay, window=self.stat_window)
+        if self._counted == self.steps:  # a further part of one step's batch: the first has aged what is older
+            share = Share(keep=1.0, add=share.add)
         thinning = Thinning.rotating(self.position_stride, turn)
         with torch.no_grad(), record_function("kfac::factors"):
             for unit in self.units:
@@ -249,15 +240,6 @@ class KFAC(torch.optim.Optimizer):
             for exact_unit in standalone:
                 exact_unit.update(exact, weights, share)
         self._counted = self.steps
-
-    def _share(self, updates: int) -> Share:
-        """Of the batch at hand, which belongs to the `updates`-th step with statistics."""
-        decay = self.stat_decay
-        if self.stat_window < 1:
-            decay = min(decay, max(0.0, 1 - 1 / (self.stat_window * updates)))
-        share = Share.of(decay)
-        # a further part of one step's batch: the parts before have made what is older weigh less already
-        return Share(keep=1.0, add=share.add) if self._counted == self.steps else share
 
     # --- the step ----------------------------------------------------------------------------------------------
 
@@ -376,12 +358,10 @@ class KFAC(torch.optim.Optimizer):
 
     def _refresh_due(self) -> None:
         group_of = self._groups()
-        interval = self.inverse_interval
-        if (young := int(REFRESH_GROWTH * self.steps)) < interval:
-            interval = 1 << max(0, young.bit_length() - 1)
+        interval = refresh_interval(self.steps, full=self.inverse_interval)
         for index, unit in enumerate(self.units):
-            phase = index * interval // len(self.units)
-            if (self.steps - phase) % interval != 0 and unit.block.missing != "inverse":
+            turn = has_its_turn(index, len(self.units), steps=self.steps, interval=interval)
+            if not turn and unit.block.missing != "inverse":
                 continue
             report = unit.block.refresh(group_of[id(unit.parameters[0])]["damping"])
             self.refresh_count += 1

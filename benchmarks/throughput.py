@@ -223,7 +223,7 @@ def report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]], p
         print(f"    {name:<18}{value:7.1f}")
     if args.json:
         content = {"rates": rates, "memory_mb": memory, "ratios": ratios, "milliseconds": phases}
-        content["arguments"] = vars(args)
+        content["arguments"] = {name: value for name, value in vars(args).items() if name != "json"}
         args.json.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 

@@ -41,7 +41,7 @@ class ActorCritic(nn.Module):
         torso: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(observation_space)
+        self.encoder = Encoder(observation_space, normalize=settings.normalize_observations)
         self.own_torso = torso is not None
         self.torso = build_torso(self.encoder, settings) if torso is None else torso
         self.value_torso: nn.Module | None = None

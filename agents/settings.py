@@ -64,6 +64,18 @@ class Settings:
         typical="sign on Atari",
         origin="Mnih et al. 2015",
     )
+    scale_rewards: bool = setting(
+        False,
+        "Divide rewards by the running deviation of the discounted returns, for learning only.",
+        typical="true for continuous rewards",
+        origin="Wu et al. 2017, their code for vectors",
+    )
+    normalize_observations: bool = setting(
+        False,
+        "Shift and scale vector observations by their running mean and deviation, which the policy keeps.",
+        typical="true on MuJoCo",
+        origin="Wu et al. 2017, their code for vectors",
+    )
     terminal_on_life_loss: bool = setting(
         False,
         "Atari: a lost life ends the episode for learning; scores count full games.",

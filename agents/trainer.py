@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
 
+from acktr.agents.normalization import RewardScale
 from acktr.agents.policy import ActorCritic
 from acktr.agents.reporting import Reporter
 from acktr.agents.rollout import Batch, Rollout
@@ -73,6 +74,8 @@ class Trainer:
         self.best_return = -math.inf
         self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
+        scaled = settings.scale_rewards
+        self._reward_scale = RewardScale(num_envs=environment.num_envs, gamma=settings.gamma) if scaled else None
         self._interval = Interval()
         self._checkpoint_at = 0
         self._fresh: NDArray[Any] | None = None
@@ -97,6 +100,8 @@ class Trainer:
         while self.timesteps < settings.total_timesteps and not stop():
             batch = self._collect()
             report = self.updater.update(batch, progress=self.progress)
+            # after the update: actions are drawn and learnt from under the same moments
+            self.policy.encoder.observe(batch.observations, batch.weights)
             self._interval.add(report.figures)
             self.timesteps += batch.valid_rows
             self.updates += 1
@@ -146,6 +151,8 @@ class Trainer:
             with record_function("acktr::environment"):
                 step = environment.step(host_actions)
             rewards = np.sign(step.rewards) if settings.reward_clip == "sign" else step.rewards
+            if self._reward_scale is not None:
+                rewards = self._reward_scale(rewards, ended=step.terminals | step.truncations, valid=step.valid)
             rollout.store(index, actions=actions, values=values, rewards=rewards, step=step)
             if step.episode_returns.size:
                 self.returns.extend(step.episode_returns.tolist())
@@ -154,6 +161,8 @@ class Trainer:
         return rollout.finish(self.policy, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
 
     def _restart_environments(self) -> None:
+        if self._reward_scale is not None:
+            self._reward_scale.restart()
         self._fresh = self.environment.reset(self.streams.environment_seeds(self.environment.num_envs))
 
     def _next_checkpoint(self) -> int:
@@ -226,6 +235,7 @@ class Trainer:
                 "returns": list(self.returns),
                 "lengths": list(self.lengths),
                 "best_return": self.best_return,
+                "reward_scale": None if self._reward_scale is None else self._reward_scale.state_dict(),
                 "wall_time": self.wall_time,
             },
         }
@@ -253,6 +263,8 @@ class Trainer:
         self._schedule = (training["schedule"][0], training["schedule"][1])
         self.updates = training["updates"]
         self.episodes = training["episodes"]
+        if self._reward_scale is not None:
+            self._reward_scale.load_state_dict(training["reward_scale"])
         self.returns.extend(training["returns"])
         self.lengths.extend(training["lengths"])
         self.best_return = training["best_return"]

@@ -74,12 +74,13 @@ class GymnasiumEnvironment(VectorEnvironment):
         self.num_envs = env.num_envs
         self.observation_space = observations.space
         self.action_space = actions.space
+        discrete = isinstance(actions.space, gymnasium.spaces.Discrete)
         self.protocol = {
             "id": name,
             "family": family,
             "autoreset_mode": mode.value,
             "max_episode_steps": max_episode_steps,
-            "action_clip": None if isinstance(actions.space, gymnasium.spaces.Discrete) else "bounds",
+            "actions": None if discrete else "scaled and clipped to the bounds",
             "num_actions": int(actions.space.n) if isinstance(actions.space, gymnasium.spaces.Discrete) else None,
             "reward": "raw",
             **({"own": True} if own else {}),

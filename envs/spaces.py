@@ -69,17 +69,18 @@ def adapt_observations(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor
 def adapt_actions(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
     """Choose how the policy's actions reach the environment.
 
-    Discrete actions are counted from 0 by the policy. Box actions are flat float32 rows; they are clipped to the
-    bounds (environments saturate the motion but charge the control cost on the unclipped action) and given the
-    environment's shape and dtype.
+    Discrete actions are counted from 0 by the policy. Box actions are flat float32 rows with -1 and 1 at the bounds,
+    so that a Gaussian of deviation 1 spans any range; where a bound is missing they are in the environment's own units.
+    They are clipped to the bounds, since environments saturate the motion but charge the control cost on the unclipped
+    action, and given the environment's shape and dtype.
 
     Args:
         space: of a single environment.
         env: its name, for the message.
 
     Raises:
-        UserError: any other space, or a Box that is not of floats, naming it. `convert` raises RunError for an action
-            that is not finite.
+        UserError: any other space, a Box that is not of floats, or one whose bounds leave nothing to choose, naming it.
+            `convert` raises RunError for an action that is not finite.
     """
     if isinstance(space, Discrete):
         start = int(space.start)
@@ -88,18 +89,24 @@ def adapt_actions(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
         )
     if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
         low, high, shape = space.low, space.high, space.shape
+        if not (low < high).all():
+            raise UserError(f"'{env}' has the action space {_named(space)}, whose bounds leave nothing to choose")
+        bounded = np.isfinite(low) & np.isfinite(high)
+        # in double precision: the range of bounds near the largest number is none in single precision
+        middle = np.where(bounded, (low.astype(np.float64) + high) / 2, 0.0)
+        half = np.where(bounded, (high.astype(np.float64) - low) / 2, 1.0)
 
         def convert(actions: NDArray[Any]) -> NDArray[Any]:
             if not np.isfinite(actions).all():
                 raise RunError(f"the policy gave '{env}' an action that is not finite: the run has diverged")
-            batch: NDArray[Any] = np.asarray(actions, dtype=low.dtype).reshape(-1, *shape)
-            clipped: NDArray[Any] = np.clip(batch, low, high)
+            batch = np.asarray(actions, dtype=np.float64).reshape(-1, *shape) * half + middle
+            clipped: NDArray[Any] = np.clip(batch, low, high).astype(low.dtype)
             return clipped
 
-        flat = _float32_box(space)
-        return SpaceAdaptor(
-            space=Box(flat.low.reshape(-1), flat.high.reshape(-1), (math.prod(shape),), np.float32), convert=convert
-        )
+        ends = [np.where(bounded, sign, bound).reshape(-1) for sign, bound in ((-1.0, low), (1.0, high))]
+        with np.errstate(over="ignore"):  # a bound beyond float32's range means none, as in `_float32_box`
+            lowest, highest = (end.astype(np.float32) for end in ends)
+        return SpaceAdaptor(space=Box(lowest, highest, (math.prod(shape),), np.float32), convert=convert)
     raise UserError(
         f"'{env}' has the action space {_named(space)}; Discrete and Box of floats are understood: wrap the "
         "environment so that it takes one of them"

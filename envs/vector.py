@@ -111,8 +111,8 @@ class VectorEnvironment(ABC):
         """Act once in every environment.
 
         Args:
-            actions: (N,) int64 counted from 0, or (N, d) float32. Box actions are clipped to the bounds here, since
-                environments charge control costs on what they are given.
+            actions: (N,) int64 counted from 0, or (N, d) float32 with -1 and 1 at the bounds of a Box. They are clipped
+                to the bounds here, since environments charge control costs on what they are given.
 
         Raises:
             RunError: a Box action is not finite, or the environment breaks the rules of its autoreset mode.

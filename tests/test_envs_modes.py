@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from acktr.envs.adaptor import declared_autoreset_mode
 from acktr.envs.make import describe, family, make_vec
+from acktr.envs.spaces import adapt_actions
 from acktr.errors import RunError, UserError
 
 
@@ -128,6 +129,27 @@ def test_box_actions_are_clipped_before_the_environment_charges_for_them() -> No
     assert one.rewards == two.rewards
     with pytest.raises(RunError, match="not finite"):
         clipped.step(np.full((1, 6), np.nan, np.float32))
+
+
+def test_box_actions_of_1_reach_the_bounds() -> None:
+    environment = make_vec("Pendulum-v1", 3)
+    assert environment.action_space == Box(-1, 1, (1,), np.float32)
+    sent = environment.environment_actions(np.array([[-1.0], [0.25], [7.0]], np.float32))
+    assert sent.tolist() == [[-2.0], [0.5], [2.0]]
+    assert sent.dtype == np.float32
+
+
+def test_actions_without_a_bound_keep_their_units_and_uneven_bounds_their_middle() -> None:
+    low, high = np.array([-np.inf, 2.0, -0.4], np.float32), np.array([1.0, 6.0, 0.4], np.float32)
+    adaptor = adapt_actions(Box(low, high), env="Uneven-v0")
+    assert adaptor.space == Box(np.array([-np.inf, -1, -1], np.float32), np.array([1, 1, 1], np.float32))
+    sent = adaptor.convert(np.array([[-30.0, 0.0, -1.0], [3.0, 0.5, 1.0]], np.float32))
+    assert sent.tolist() == [[-30.0, 4.0, low[2]], [1.0, 5.0, high[2]]]
+
+
+def test_a_box_that_leaves_nothing_to_choose_is_refused() -> None:
+    with pytest.raises(UserError, match="leave nothing to choose"):
+        adapt_actions(Box(np.array([0.0, 1.0]), np.array([1.0, 1.0])), env="Narrow-v0")
 
 
 def test_mode_written_by_another_environment_into_the_shared_metadata_is_not_believed() -> None:

@@ -181,7 +181,7 @@ class Agent:
                 device=trainer.device,
             )
         finally:
-            if chosen is not env or not isinstance(env, VectorEnv):  # the caller's own vector environment stays open
+            if not isinstance(chosen, VectorEnv):  # the caller's own stays open
                 environment.close()
 
     def predict(self, observation: NDArray[Any], *, deterministic: bool = False) -> NDArray[Any]:

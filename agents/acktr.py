@@ -21,7 +21,8 @@ from acktr.agents.divergence import Divergence, allowed, joined_values, measure
 from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance, learnt_advantages
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
-from acktr.agents.settings import Schedule, Settings
+from acktr.agents.settings import Settings
+from acktr.agents.settings_learning import Schedule
 from acktr.agents.step_control import StepControl
 from acktr.agents.updates import UpdateReport, load_optimizer_state, optimizer_state, scheduled
 from acktr.errors import UserError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from acktr.agents.rollout import Batch
-from acktr.agents.settings import Schedule
+from acktr.agents.settings_learning import Schedule
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

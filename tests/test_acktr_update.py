@@ -12,7 +12,8 @@ from torch import Tensor
 from acktr.agents.acktr import ACKTRUpdater, rotating_part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
-from acktr.agents.settings import Schedule, Settings
+from acktr.agents.settings import Settings
+from acktr.agents.settings_learning import Schedule
 from acktr.agents.updates import scheduled
 from acktr.kfac import mean_kl
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance
+from acktr.agents.losses import Policies, Values, explained_variance, policy_losses, value_loss
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -41,11 +41,12 @@ class A2CUpdater:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         distribution, values = self.policy(batch.observations)
-        outputs = [Outputs(distribution=distribution, values=values, rows=slice(None))]
-        losses = actor_critic_losses(outputs, batch, normalize_advantages=settings.normalize_advantages)
+        policies = [Policies(rows=slice(None), distribution=distribution)]
+        policy, entropy = policy_losses(policies, batch, normalize_advantages=settings.normalize_advantages)
+        value = value_loss([Values(rows=slice(None), values=values)], batch)
         self.optimizer.zero_grad()
         entropy_coef = scheduled(settings.entropy_coef, settings.entropy_schedule, progress)
-        torch.autograd.backward(losses.policy + settings.value_coef * losses.value - entropy_coef * losses.entropy)
+        torch.autograd.backward(policy + settings.value_coef * value - entropy_coef * entropy)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         usable = torch.isfinite(norm)
         self._skipped += 1 - usable.to(self._skipped)
@@ -57,9 +58,9 @@ class A2CUpdater:
         self.optimizer.step()
         return UpdateReport(
             figures={
-                "policy_loss": losses.policy.detach(),
-                "value_loss": losses.value.detach(),
-                "entropy": losses.entropy.detach(),
+                "policy_loss": policy.detach(),
+                "value_loss": value.detach(),
+                "entropy": entropy.detach(),
                 "explained_variance": explained_variance(values.detach(), batch.returns, batch.weights),
             }
         )

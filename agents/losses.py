@@ -1,6 +1,7 @@
 """The actor-critic objective per example, shared by A2C and ACKTR."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,77 +10,78 @@ from torch.distributions import Distribution
 from acktr.agents.rollout import Batch
 from acktr.kfac import weighted_mean
 
+Rows = Tensor | slice
+"""Which rows of a batch: an index or a slice."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Losses:
+class Policies:
+    """What the policy gave for some rows of a batch.
+
+    Attributes:
+        rows: which.
+        distribution: of n rows.
+    """
+
+    rows: Rows
+    distribution: Distribution
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """What the critic gave for some rows of a batch.
+
+    Attributes:
+        rows: which.
+        values: (n,).
+        held: (n,) the values' part whose gradient reaches the features alone (`ActorCritic.evaluate`), where the value
+            loss is to be centred.
+    """
+
+    rows: Rows
+    values: Tensor
+    held: Tensor | None = None
+
+
+def policy_losses(parts: Sequence[Policies], batch: Batch, *, normalize_advantages: bool) -> tuple[Tensor, Tensor]:
     """Means over the valid rows of a batch, 0-d with their graph.
 
-    What is minimised is `policy + value_coef · value - entropy_coef · entropy`.
-
-    Attributes:
-        policy: minus the advantage-weighted log-likelihood.
-        value: `1/2 (v - R)²`, without its coefficient.
-        entropy: of the policy, nats.
-    """
-
-    policy: Tensor
-    value: Tensor
-    entropy: Tensor
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Outputs:
-    """What the network gave for some rows of a batch.
-
-    Attributes:
-        distribution: of n rows.
-        values: (n,).
-        rows: which rows of the batch, an index or a slice.
-        held_values: (n,) the values' part whose gradient reaches the features alone (`ActorCritic.evaluate`), where
-            the value loss is to be centred.
-    """
-
-    distribution: Distribution
-    values: Tensor
-    rows: Tensor | slice
-    held_values: Tensor | None = None
-
-
-def actor_critic_losses(outputs: list[Outputs], batch: Batch, *, normalize_advantages: bool) -> Losses:
-    """The losses over all rows, however many parts the forward pass was made in.
-
-    With `held_values` the value loss is centred below the head: the head learns from all of the error v - R, the
-    layers under it from the error less its mean, which is the gradient of half the error's variance. An error common
-    to the whole batch is the head's bias's to mend. K-FAC takes layers, and a convolution's positions, as independent;
-    so it underestimates the curvature of a common shift of all values, which each of them makes anew, 100 to 1000
-    times on frames whose background stands still.
-
     Args:
-        outputs: parts that together cover the batch once.
+        parts: what together covers the batch once.
         batch: the rollout.
         normalize_advantages: give the advantages mean 0 and deviation 1 over the valid rows.
+
+    Returns:
+        Minus the advantage-weighted log-likelihood, and the entropy in nats.
     """
     advantages = learnt_advantages(batch, normalize=normalize_advantages)
-    policy, value, entropy, weights, held = [], [], [], [], []
-    for part in outputs:
-        policy.append(-part.distribution.log_prob(batch.actions[part.rows]) * advantages[part.rows])
-        value.append((part.values - batch.returns[part.rows]).square() / 2)
-        entropy.append(part.distribution.entropy())
-        if part.held_values is not None:
-            held.append(part.held_values)
-        if batch.weights is not None:
-            weights.append(batch.weights[part.rows])
-    joined = torch.cat(weights) if weights else None
-    value_loss = weighted_mean(torch.cat(value), joined)
-    if held:
-        errors = torch.cat([part.values.detach() - batch.returns[part.rows] for part in outputs])
-        common = weighted_mean(torch.cat(held), joined)
-        value_loss = value_loss - weighted_mean(errors, joined) * (common - common.detach())  # a gradient, no value
-    return Losses(
-        policy=weighted_mean(torch.cat(policy), joined),
-        value=value_loss,
-        entropy=weighted_mean(torch.cat(entropy), joined),
-    )
+    weights = _joined_weights(parts, batch)
+    losses = [-part.distribution.log_prob(batch.actions[part.rows]) * advantages[part.rows] for part in parts]
+    entropies = [part.distribution.entropy() for part in parts]
+    return weighted_mean(torch.cat(losses), weights), weighted_mean(torch.cat(entropies), weights)
+
+
+def value_loss(parts: Sequence[Values], batch: Batch) -> Tensor:
+    """Mean of `1/2 (v - R)²` over the valid rows, 0-d with its graph, however many parts the forward pass was made in.
+
+    With `held` values the loss is centred below the head: the head learns from all of the error v - R, the layers under
+    it from the error less its mean, which is the gradient of half the error's variance. An error common to the whole
+    batch is the head's bias's to mend. K-FAC takes layers, and a convolution's positions, as independent; so it
+    underestimates the curvature of a common shift of all values, which each of them makes anew, 100 to 1000 times on
+    frames whose background stands still.
+
+    Args:
+        parts: what together covers the batch once.
+        batch: the rollout.
+    """
+    weights = _joined_weights(parts, batch)
+    loss = weighted_mean(torch.cat([(part.values - batch.returns[part.rows]).square() / 2 for part in parts]), weights)
+    held = [part.held for part in parts if part.held is not None]
+    if not held:
+        return loss
+    errors = torch.cat([part.values.detach() - batch.returns[part.rows] for part in parts])
+    common = weighted_mean(torch.cat(held), weights)
+    return loss - weighted_mean(errors, weights) * (common - common.detach())  # a gradient, no value
 
 
 def learnt_advantages(batch: Batch, *, normalize: bool) -> Tensor:
@@ -95,6 +97,14 @@ def standardise(values: Tensor, weights: Tensor | None) -> Tensor:
     return torch.where(deviation > rounding, (values - mean) / (deviation + 1e-8), 0.0)
 
 
+def joined_values(parts: Sequence[Values], batch: Batch) -> Tensor:
+    """Values (M,) of all rows, in the batch's order, without their graph."""
+    values = torch.empty_like(batch.returns)
+    for part in parts:
+        values[part.rows] = part.values.detach()
+    return values
+
+
 def explained_variance(values: Tensor, returns: Tensor, weights: Tensor | None) -> Tensor:
     """`1 - Var(R - V) / Var(R)` over the valid rows, 0-d; 1 is a perfect critic, 0 no better than a constant.
 
@@ -104,3 +114,7 @@ def explained_variance(values: Tensor, returns: Tensor, weights: Tensor | None) 
     unexplained = weighted_mean((residual - weighted_mean(residual, weights)).square(), weights)
     total = weighted_mean((returns - weighted_mean(returns, weights)).square(), weights)
     return torch.where(total > 0, 1 - unexplained / total, (unexplained <= 0).to(total))
+
+
+def _joined_weights(parts: Sequence[Policies] | Sequence[Values], batch: Batch) -> Tensor | None:
+    return None if batch.weights is None else torch.cat([batch.weights[part.rows] for part in parts])

@@ -66,27 +66,43 @@ class ActorCritic(nn.Module):
     def evaluate(self, observations: Tensor) -> tuple[Distribution, Tensor, Tensor]:
         """`forward`, and the values' part w·features (N,) whose gradient reaches the features and not w."""
         features, value_features = self._features(observations)
-        held = functional.linear(value_features, self.value_head.weight.detach()).squeeze(-1)
-        return self.policy_head(features), self.value_head(value_features).squeeze(-1), held
+        values = self.value_head(value_features).squeeze(-1)
+        return self.policy_head(features), values, self._held(value_features)
 
     def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         encoded = self.encoder(observations)
         features = self.torso(encoded)
         return features, features if self.value_torso is None else self.value_torso(encoded)
 
+    def distribution(self, observations: Tensor) -> Distribution:
+        """N distributions over actions alone."""
+        distribution: Distribution = self.policy_head(self.torso(self.encoder(observations)))
+        return distribution
+
     def values(self, observations: Tensor) -> Tensor:
         """Values (N,) alone."""
-        encoded = self.encoder(observations)
-        torso = self.torso if self.value_torso is None else self.value_torso
-        values: Tensor = self.value_head(torso(encoded)).squeeze(-1)
+        values: Tensor = self.value_head(self._value_features(observations)).squeeze(-1)
         return values
+
+    def values_and_held(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (N,), and the part of them that `evaluate` speaks of."""
+        features = self._value_features(observations)
+        return self.value_head(features).squeeze(-1), self._held(features)
+
+    def _value_features(self, observations: Tensor) -> Tensor:
+        torso = self.torso if self.value_torso is None else self.value_torso
+        features: Tensor = torso(self.encoder(observations))
+        return features
+
+    def _held(self, features: Tensor) -> Tensor:
+        return functional.linear(features, self.value_head.weight.detach()).squeeze(-1)
 
     @torch.no_grad()
     def act(
         self, observations: Tensor, *, generator: torch.Generator | None = None, deterministic: bool = False
     ) -> Tensor:
         """Actions for raw observations (N, *space): (N,) int64 or (N, d), drawn, or the mode when deterministic."""
-        distribution = self.policy_head(self.torso(self.encoder(observations)))
+        distribution = self.distribution(observations)
         return distribution.mode if deterministic else sample(distribution, generator)
 
     @torch.no_grad()

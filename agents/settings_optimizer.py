@@ -61,6 +61,15 @@ class OptimizerSettings:
         origin="this project",
         low=0,
     )
+    line_search: int = setting(
+        0,
+        "Backtracks at most, until a step keeps max_measured_kl, else max_kl, as measured, and does not make the "
+        "surrogate objective worse; 0: no search.",
+        typical="0 or 10",
+        origin="Schulman et al. 2015: 10",
+        low=0,
+        high=50,
+    )
     damping: float = setting(
         0.01,
         "lambda added to the Fisher block.",
@@ -140,6 +149,28 @@ class OptimizerSettings:
         origin="this project",
         low=0,
         low_open=True,
+    )
+    critic_damping: float = setting(
+        0.01,
+        "lambda of a critic with a torso of its own.",
+        typical="1e-3 to 0.1",
+        origin="as damping",
+        low=0,
+    )
+    critic_momentum: float = setting(
+        0.9,
+        "Decay of the averaged natural gradient of a critic with a torso of its own.",
+        typical="0 to 0.95",
+        origin="as momentum",
+        low=0,
+        high=0.9999,
+    )
+    critic_iterations: int = setting(
+        1,
+        "Steps on each whole batch of a critic with a torso of its own.",
+        typical="1 to 25",
+        origin="this project; Wu et al. 2017, their code for vectors: 25",
+        low=1,
     )
     bias: Literal["joint", "separate"] = setting(
         "joint", "Bias as a homogeneous coordinate or as a block of its own.", typical="joint", origin="Martens 2015"

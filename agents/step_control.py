@@ -1,14 +1,17 @@
-"""Closed-loop step size: adapted to the KL that the steps are measured to make.
+"""Closed-loop step size: adapted to the KL that the steps are measured to make, or searched for along each step.
 
 The KL that the curvature predicts may be wrong by a factor of ten to hundreds (docs/architecture.md), and the size of
 the advantages changes tenfold over a run; the measured KL knows of both.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from acktr.agents.divergence import Divergence
 
 GAIN = 0.05
 """Share of the logarithmic error that one update corrects: a change by a factor of e takes some twenty updates, so that
@@ -53,3 +56,51 @@ class StepControl:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.factor = state["factor"].to(self.factor, copy=True)
+
+
+NEARLY = 0.98
+"""A step of which this part may be kept counts as within its limit: the extrapolation is no better than that."""
+
+LEAST, SHRINK = 0.1, 0.5
+"""One backtrack leaves at least a tenth, the KL of a long step being far from quadratic; it leaves at most half of a
+step that keeps the limit and yet makes the surrogate worse."""
+
+
+def backtrack(
+    moved: Divergence,
+    measured: Callable[[], Divergence],
+    contract: Callable[[Tensor], None],
+    limits: tuple[float | None, float | None],
+    *,
+    most: int,
+) -> Divergence:
+    """Shorten a step until it keeps the limits on the KL and does not make the surrogate objective worse.
+
+    Schulman et al. 2015 (appendix C) search likewise, with fixed fractions; here the next fraction is the one that the
+    last measurement asks for. Reads the device once per measurement.
+
+    Args:
+        moved: the step at its full length.
+        measured: measures it as it stands.
+        contract: leaves a part (0-d, 0 to 1) of what stands.
+        limits: of the policy's and of the values' KL, nats.
+        most: number of backtracks; a step that still fails then is taken back whole.
+
+    Returns:
+        What the step that stands makes.
+    """
+    for _ in range(most):
+        part, gain = torch.stack((moved.allowed(*limits), moved.gain)).tolist()
+        if part >= NEARLY and gain >= 0:
+            return moved
+        factor = max(part, LEAST)
+        if not gain >= 0:
+            factor = min(factor, SHRINK)
+        contract(torch.full_like(moved.policy, factor))
+        moved = measured()
+    part, gain = torch.stack((moved.allowed(*limits), moved.gain)).tolist()
+    if part >= NEARLY and gain >= 0:
+        return moved
+    nothing = torch.zeros_like(moved.policy)
+    contract(nothing)
+    return moved.shortened(nothing)

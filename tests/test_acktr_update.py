@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from acktr.agents.acktr import ACKTRUpdater, rotating_part
+from acktr.agents.acktr import ACKTRUpdater
+from acktr.agents.learner import rotating_part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
 from acktr.agents.settings_learning import Schedule
 from acktr.agents.updates import scheduled
+from acktr.agents.value_scale import ValueScale
 from acktr.kfac import mean_kl
 
 SIGMA = 0.5
@@ -115,6 +117,21 @@ def test_separate_torsos_keep_their_limits_apart() -> None:
     assert max(moved.value, moved.extreme) == pytest.approx(1e-3, rel=0.1)
 
 
+def test_more_iterations_of_the_critic_fit_the_batch_better_and_leave_the_policy_alone() -> None:
+    """Wu et al.'s code for vectors takes 25 steps of the critic on each batch."""
+    moved = [moved_by_an_update(shared=False, critic_iterations=number, critic_momentum=0.0) for number in (1, 5, 25)]
+    assert moved[0].value < moved[1].value / 4 < moved[2].value / 16
+    assert len({each.policy for each in moved}) == 1
+    assert len({float(each.figures["value_loss"]) for each in moved}) == 1  # as it was before the first
+
+
+def test_the_critic_has_a_damping_of_its_own() -> None:
+    free = moved_by_an_update(shared=False)
+    damped = moved_by_an_update(shared=False, critic_damping=100.0)
+    assert damped.value < free.value / 100
+    assert damped.policy == free.policy
+
+
 def test_a_single_value_that_would_leap_holds_the_step_back() -> None:
     """The first frame of a game, unlike all that the curvature remembers, was sent to a value of -1700."""
     options: dict[str, Any] = {"advantages": {37: 3.0}, "observations": {37: 50.0}, "activation": "relu"}
@@ -154,13 +171,34 @@ def test_the_parts_that_curvature_is_taken_from_divide_the_batch_and_none_is_emp
 
 
 def test_the_running_sigma_starts_with_the_first_usable_batch() -> None:
-    settings = Settings(env="CartPole-v1", value_sigma=0)
-    updater = ACKTRUpdater(ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings), settings, torch.Generator())
-    weights = torch.ones(4)
-    assert float(updater._sigma(torch.tensor(torch.nan), weights)) == 1.0
-    assert float(updater._sigma(torch.tensor(2.0), weights)) == pytest.approx(2.0)  # 1/2 (v - R)² of 2
-    assert float(updater._sigma(torch.tensor(0.0), torch.zeros(4))) == pytest.approx(2.0)
-    assert float(updater._sigma(torch.tensor(8.0), weights)) > 2.5
+    scale, cpu = ValueScale(0.0, torch.device("cpu")), torch.ones(4)
+    assert float(scale.sigma) == 1.0
+    scale.observe(residual_batch(torch.nan, cpu))
+    assert float(scale.sigma) == 1.0
+    scale.observe(residual_batch(2.0, cpu))
+    assert float(scale.sigma) == pytest.approx(2.0)
+    scale.observe(residual_batch(0.0, torch.zeros(4)))
+    assert float(scale.sigma) == pytest.approx(2.0)
+    scale.observe(residual_batch(8.0, cpu))
+    assert float(scale.sigma) > 2.5
+
+
+def residual_batch(residual: float, weights: Tensor) -> Batch:
+    return Batch(
+        observations=torch.zeros(4, 3),
+        actions=torch.zeros(4),
+        advantages=torch.full((4,), residual),
+        returns=torch.zeros(4),
+        weights=weights,
+        valid_rows=4,
+        num_envs=1,
+    )
+
+
+def test_a_set_sigma_is_not_learnt() -> None:
+    scale = ValueScale(0.5, torch.device("cpu"))
+    scale.observe(residual_batch(8.0, torch.ones(4)))
+    assert (scale.sigma, scale.of_loss) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from acktr.agents.losses import Outputs, actor_critic_losses, explained_variance, standardise
+from acktr.agents.losses import Policies, Values, explained_variance, policy_losses, standardise, value_loss
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -28,17 +28,15 @@ def policy_and_batch(weights: Tensor | None) -> tuple[ActorCritic, Batch]:
 
 
 def value_gradients(policy: ActorCritic, batch: Batch, *, centred: bool, parts: int = 1) -> dict[str, Tensor]:
-    outputs = []
+    parted = []
     for rows in torch.arange(12).split(12 // parts):
-        distribution, values, held = policy.evaluate(batch.observations[rows])
-        outputs.append(
-            Outputs(distribution=distribution, values=values, rows=rows, held_values=held if centred else None)
-        )
-    losses = actor_critic_losses(outputs, batch, normalize_advantages=False)
+        values, held = policy.values_and_held(batch.observations[rows])
+        parted.append(Values(rows=rows, values=values, held=held if centred else None))
+    loss = value_loss(parted, batch)
     policy.zero_grad()
-    losses.value.backward()
+    loss.backward()
     found = {name: value.grad.clone() for name, value in policy.named_parameters() if value.grad is not None}
-    return {**found, "loss": losses.value.detach()}
+    return {**found, "loss": loss.detach()}
 
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1])])
@@ -61,6 +59,21 @@ def test_centred_value_loss_is_half_the_variance_below_the_head_and_the_whole_er
         assert parameter.grad is not None
         torch.testing.assert_close(centred[f"torso.{name}"], parameter.grad, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(centred[f"torso.{name}"], plain[f"torso.{name}"])
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1])])
+def test_the_parts_of_a_batch_give_the_policy_losses_of_the_whole(weights: Tensor | None) -> None:
+    policy, batch = policy_and_batch(weights)
+    found = []
+    for number in (1, 3):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(number))
+        parts = [
+            Policies(rows=rows, distribution=policy.distribution(batch.observations[rows]))
+            for rows in order.split(12 // number)
+        ]
+        found.append(policy_losses(parts, batch, normalize_advantages=True))
+    for one, three in zip(*found, strict=True):
+        torch.testing.assert_close(one, three)
 
 
 def test_explained_variance_of_equal_returns_is_finite() -> None:

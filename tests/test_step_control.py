@@ -8,11 +8,12 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from acktr.agents.acktr import ACKTRUpdater
+from acktr.agents.divergence import Divergence
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
-from acktr.agents.step_control import MAX_FACTOR, MIN_FACTOR, StepControl
-from acktr.kfac import mean_kl
+from acktr.agents.step_control import MAX_FACTOR, MIN_FACTOR, StepControl, backtrack
+from acktr.kfac import Fisher, mean_kl
 
 DESIRED = 1e-3
 
@@ -112,3 +113,63 @@ def test_a_loaded_state_goes_on_with_the_same_factor() -> None:
     for each in (updater, other):
         each.update(random_batch(torch.Generator().manual_seed(5)), progress=0.0)
     assert other.learning_rate() == updater.learning_rate()
+
+
+@pytest.mark.parametrize("wrong", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_line_search_keeps_the_limit_though_the_curvature_is_wrong(
+    wrong: float, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Fisher.losses
+    monkeypatch.setattr(Fisher, "losses", lambda self: original(self) * wrong)
+    options: dict[str, Any] = {"lr": 100.0, "shared_trunk": shared, "hidden_sizes": (16,)}
+    free, _ = measured_kls(5, **options)
+    kls, updater = measured_kls(30, line_search=20, max_measured_kl=DESIRED, **options)
+    assert float(kls.max()) < 1.1 * DESIRED
+    assert float(kls.median()) > DESIRED / 4 or wrong == 100.0
+    assert updater.counters()["skipped_batches"] == 0
+    assert float(free.median()) > 10 * DESIRED or wrong == 100.0
+
+
+def world(stiffness: float, slope: float, bend: float) -> tuple[list[float], Any, Any]:
+    """A step whose KL is `stiffness · f²` and whose surrogate grows by `slope · f - bend · f²`."""
+    kept = [1.0]
+
+    def measured() -> Divergence:
+        factor, zero = torch.tensor(kept[-1]), torch.zeros(())
+        gain = slope * factor - bend * factor**2
+        return Divergence(policy=stiffness * factor**2, value=zero, extreme=zero, gain=gain)
+
+    def contract(factor: Tensor) -> None:
+        kept.append(kept[-1] * float(factor))
+
+    return kept, measured, contract
+
+
+def test_a_step_within_the_limit_that_improves_the_surrogate_is_left_alone() -> None:
+    kept, measured, contract = world(1e-4, 1.0, 0.5)
+    backtrack(measured(), measured, contract, (DESIRED, None), most=10)
+    assert kept == [1.0]
+
+
+def test_backtracking_reaches_the_limit_and_no_less() -> None:
+    kept, measured, contract = world(1.0, 1.0, 0.0)
+    moved = backtrack(measured(), measured, contract, (DESIRED, None), most=10)
+    assert float(moved.policy) == pytest.approx(DESIRED, rel=0.05)
+    assert len(kept) <= 4
+
+
+def test_a_step_that_makes_the_surrogate_worse_is_shortened_until_it_does_not() -> None:
+    kept, measured, contract = world(1e-9, 1.0, 5.0)
+    moved = backtrack(measured(), measured, contract, (DESIRED, None), most=10)
+    assert kept[-1] == 0.125
+    assert float(moved.gain) > 0
+
+
+@pytest.mark.parametrize(("stiffness", "slope"), [(1e-9, -1.0), (torch.nan, 1.0), (torch.inf, 1.0)])
+def test_a_step_that_no_backtrack_mends_is_taken_back_whole(stiffness: float, slope: float) -> None:
+    kept, measured, contract = world(stiffness, slope, 0.0)
+    moved = backtrack(measured(), measured, contract, (DESIRED, None), most=5)
+    assert kept[-1] == 0.0
+    assert len(kept) == 7
+    assert float(moved.policy) == float(moved.gain) == 0.0

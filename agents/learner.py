@@ -1,0 +1,306 @@
+"""One K-FAC optimizer and the heads it trains: the policy's, the critic's, or both on a shared trunk.
+
+The batch goes through the network in two parts when `stat_fraction` is below 1: the rows that the curvature is taken
+from, with K-FAC's capture on, and the rest. Together they make one loss and one backward pass, so the factors cost no
+second forward pass, and the sampled backward runs over the first part only.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from acktr.agents.divergence import Divergence, measure
+from acktr.agents.losses import (
+    Policies,
+    Rows,
+    Values,
+    explained_variance,
+    joined_values,
+    learnt_advantages,
+    policy_losses,
+    value_loss,
+)
+from acktr.agents.policy import ActorCritic
+from acktr.agents.rollout import Batch
+from acktr.agents.settings import Settings
+from acktr.agents.settings_learning import Schedule
+from acktr.agents.step_control import StepControl, backtrack
+from acktr.agents.updates import load_optimizer_state, optimizer_state, scheduled
+from acktr.agents.value_scale import ValueScale
+from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric
+
+Head = Literal["policy", "value"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """How far one learner's steps go; each field as in `Settings`."""
+
+    lr: float
+    max_kl: float
+    damping: float
+    momentum: float
+
+
+class Learner:
+    """Makes one K-FAC step after another on batches, under the step control that the settings ask for.
+
+    Args:
+        model: the modules that it trains, the named heads among them.
+        policy: the whole network.
+        settings: everything under "optimizer" there, and the objective's coefficients.
+        region: in place of the settings' own lr, max_kl, damping and momentum.
+        heads: whose losses and metrics enter.
+        generator: draws for the sampled Fisher, on the policy's device.
+
+    Raises:
+        ValueError: a layer too wide to factor.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: ActorCritic,
+        settings: Settings,
+        *,
+        region: Region,
+        heads: tuple[Head, ...],
+        generator: torch.Generator,
+    ) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.region = region
+        self.heads = heads
+        self.optimizer = _build_kfac(model, settings, region)
+        self._generator = generator
+        self._rotation = 0
+        self._step_control = StepControl(torch.zeros((), device=next(policy.parameters()).device))
+
+    def step(self, batch: Batch, scale: ValueScale, *, progress: float, shown: bool) -> dict[str, Tensor]:
+        """Learn from one batch.
+
+        Args:
+            batch: the rollout.
+            scale: of the values.
+            progress: share of the run that is over, 0 to 1.
+            shown: whether the KL figures are wanted, where step control does not measure them anyway.
+
+        Returns:
+            Figures by their name in metrics.csv, 0-d: losses as before the step, KLs of the step.
+        """
+        settings, optimizer = self.settings, self.optimizer
+        self._follow_schedules(progress)
+        with record_function("acktr::forward"):
+            policies, values = self._forward(batch)
+        figures: dict[str, Tensor] = {}
+        objective = batch.returns.new_zeros(())
+        if policies:
+            loss, entropy = policy_losses(policies, batch, normalize_advantages=settings.normalize_advantages)
+            objective = objective + loss - _entropy_coef(settings, progress) * entropy
+            figures |= {"policy_loss": loss.detach(), "entropy": entropy.detach()}
+        if values:
+            loss = value_loss(values, batch)
+            objective = objective + settings.value_coef * loss / scale.of_loss
+            variance = explained_variance(joined_values(values, batch), batch.returns, batch.weights)
+            figures |= {"value_loss": loss.detach(), "explained_variance": variance}
+        self._update_statistics(policies, values, batch, scale.sigma)
+        optimizer.zero_grad()
+        with record_function("acktr::loss_backward"):
+            torch.autograd.backward(objective)
+        optimizer.step()
+        moved = self._control(policies, values, batch, scale.sigma, progress=progress, shown=shown)
+        if moved is not None and policies:
+            figures |= {"kl_measured": moved.policy + moved.value, "kl_policy": moved.policy}
+        if shown and policies:
+            figures["kl_predicted"] = optimizer.kl_predicted
+        if policies:
+            figures["trust_region_scale"] = optimizer.scale
+        return figures
+
+    def _follow_schedules(self, progress: float) -> None:
+        settings, region = self.settings, self.region
+        for group in self.optimizer.param_groups:
+            group["lr"] = scheduled(region.lr, settings.lr_schedule, progress)
+            group["max_kl"] = self._radius(region.max_kl, progress)
+            if self._desired_kl(progress) is not None:
+                group["lr"] = group["lr"] * self._step_control.factor
+
+    def _radius(self, radius: float, progress: float) -> float | None:
+        """A trust region's radius under its schedule, None for a setting of 0.
+
+        A radius that falls to 0 would be none; the last update of a falling one stays above it.
+        """
+        schedule: Schedule = self.settings.kl_schedule
+        return max(scheduled(radius, schedule, progress), 1e-12) if radius > 0 else None
+
+    def _desired_kl(self, progress: float) -> float | None:
+        return self._radius(self.settings.desired_kl, progress) if "policy" in self.heads else None
+
+    # --- the pass forward and the curvature --------------------------------------------------------------------
+
+    def _forward(self, batch: Batch) -> tuple[list[Policies], list[Values]]:
+        """The outputs of the heads in parts, the first of which K-FAC has captured; none of a head not trained."""
+        rows = len(batch.advantages)
+        parts = max(1, min(rows, round(1 / self.settings.stat_fraction)))
+        policies: list[Policies] = []
+        values: list[Values] = []
+        if parts == 1 or not self.optimizer.statistics_due:
+            with self.optimizer.capture():
+                self._forward_rows(batch, slice(None), policies, values)
+            return policies, values
+        device = batch.returns.device
+        chosen, rest = rotating_part(rows, batch.num_envs, parts, self._rotation)
+        self._rotation += 1
+        with self.optimizer.capture():
+            self._forward_rows(batch, chosen.to(device), policies, values)
+        self._forward_rows(batch, rest.to(device), policies, values)
+        return policies, values
+
+    def _forward_rows(self, batch: Batch, rows: Rows, policies: list[Policies], values: list[Values]) -> None:
+        observations = batch.observations[rows]
+        if self.heads == ("policy",):
+            policies.append(Policies(rows=rows, distribution=self.policy.distribution(observations)))
+        elif self.heads == ("value",):
+            predicted, held = self.policy.values_and_held(observations)
+            values.append(Values(rows=rows, values=predicted, held=held if self.settings.center_values else None))
+        else:
+            distribution, predicted, held = self.policy.evaluate(observations)
+            policies.append(Policies(rows=rows, distribution=distribution))
+            values.append(Values(rows=rows, values=predicted, held=held if self.settings.center_values else None))
+
+    def _update_statistics(
+        self, policies: list[Policies], values: list[Values], batch: Batch, sigma: Tensor | float
+    ) -> None:
+        metrics: list[Metric] = []
+        if policies:
+            metrics.append(self._policy_metric(policies[0], batch))
+        if values:
+            metrics.append(self._value_metric(values[0], batch, sigma))
+        rows = (policies or values)[0].rows
+        weights = None if batch.weights is None else batch.weights[rows]
+        self.optimizer.update_statistics(metrics[0] if len(metrics) == 1 else Joint(*metrics), weights)
+
+    def _policy_metric(self, part: Policies, batch: Batch) -> Metric:
+        settings = self.settings
+        if settings.fisher == "empirical":
+            log_probs = part.distribution.log_prob(batch.actions[part.rows])
+            advantages = learnt_advantages(batch, normalize=settings.normalize_advantages)
+            return EmpiricalFisher(example_losses=-log_probs * advantages[part.rows])
+        # the rollout's own actions are draws from the policy that is being differentiated
+        draw = batch.actions[part.rows] if settings.fisher == "sampled" else None
+        return Fisher(distribution=part.distribution, kind=settings.fisher, draw=draw)
+
+    def _value_metric(self, part: Values, batch: Batch, sigma: Tensor | float) -> Metric:
+        if self.settings.fisher == "empirical":
+            return EmpiricalFisher(example_losses=((part.values - batch.returns[part.rows]) / sigma).square() / 2)
+        return GaussNewton(values=part.values, sigma=sigma, kind=self.settings.fisher, generator=self._generator)
+
+    # --- the length of the step --------------------------------------------------------------------------------
+
+    def _control(
+        self,
+        policies: list[Policies],
+        values: list[Values],
+        batch: Batch,
+        sigma: Tensor | float,
+        *,
+        progress: float,
+        shown: bool,
+    ) -> Divergence | None:
+        """Measure the step and shorten it where a limit or the line search says so; None where nobody asks."""
+        settings, desired_kl = self.settings, self._desired_kl(progress)
+        searches = settings.line_search > 0 and bool(policies)
+        policy_limit = self._radius(settings.max_measured_kl, progress) if policies else None
+        if searches and policy_limit is None:
+            policy_limit = self._radius(self.region.max_kl, progress)
+        value_limit = self._radius(settings.max_measured_value_kl, progress) if values else None
+        limits = (policy_limit, value_limit)
+        if not (searches or limits != (None, None) or desired_kl is not None or (shown and policies)):
+            return None
+
+        def measured() -> Divergence:
+            return measure(
+                self.policy,
+                policies,
+                values,
+                batch,
+                sigma=sigma,
+                extremes=value_limit is not None,
+                normalize_advantages=settings.normalize_advantages,
+            )
+
+        moved = measured()
+        if desired_kl is not None:
+            self._step_control.observe(moved.policy, desired_kl)
+        if searches:
+            return backtrack(moved, measured, self.optimizer.contract, limits, most=settings.line_search)
+        if limits == (None, None):
+            return moved
+        part = moved.allowed(*limits)
+        self.optimizer.contract(part)
+        return moved.shortened(part)
+
+    # --- what outlives a step ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """K-FAC's state, the rotation and the step size; the generator is its owner's to save."""
+        return {
+            "optimizer": optimizer_state(self.optimizer),
+            "rotation": self._rotation,
+            "step_control": self._step_control.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self._rotation = state["rotation"]
+        self._step_control.load_state_dict(state["step_control"])
+
+
+def rotating_part(rows: int, num_envs: int, parts: int, turn: int) -> tuple[Tensor, Tensor]:
+    """Which rows the curvature is taken from: every environment's, at every so many of its steps.
+
+    Neighbouring frames say much the same, so the rows of a part lie on diagonals of (steps, environments).
+
+    Args:
+        rows: M, a multiple of `num_envs`, time-major.
+        num_envs: N.
+        parts: into how many the batch is divided, at most M; none of them is empty.
+        turn: the part wanted, modulo `parts`.
+
+    Returns:
+        Indices of the part's rows and of all others, on the CPU.
+    """
+    index = torch.arange(rows)
+    diagonal = index % num_envs + index // num_envs
+    if parts > num_envs + rows // num_envs - 1:  # fewer diagonals than parts
+        diagonal = index
+    taken = diagonal % parts == turn % parts
+    return index[taken], index[~taken]
+
+
+def _entropy_coef(settings: Settings, progress: float) -> float:
+    return scheduled(settings.entropy_coef, settings.entropy_schedule, progress)
+
+
+def _build_kfac(model: nn.Module, settings: Settings, region: Region) -> KFAC:
+    return KFAC(
+        model,
+        lr=region.lr,
+        max_kl=region.max_kl if region.max_kl > 0 else None,
+        momentum=region.momentum,
+        damping=region.damping,
+        damping_mode=settings.damping_mode,
+        stat_decay=settings.stat_decay,
+        stat_window=settings.stat_window,
+        stat_interval=settings.stat_interval,
+        inverse_interval=settings.inverse_interval,
+        position_stride=settings.position_stride,
+        bias=settings.bias,
+        conv_factors=settings.conv_factors,
+        compat=settings.compat,
+    )

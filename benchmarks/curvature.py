@@ -1,9 +1,9 @@
 """How far K-FAC's estimate of a step's KL is from the truth, layer by layer and for each part of the loss.
 
 For the preconditioned gradient u of each part of the objective, the true quadratic form uᵀ F u comes from one
-Jacobian-vector product: E[dz^T (diag p - p pᵀ) dz] of the policy's logits and E[dv²] / sigma² of the values. `shared`
-is the part of it that all examples have in common. Frames whose background stands still make it large, and K-FAC,
-which takes layers and positions as independent, makes it small.
+Jacobian-vector product: E[|Sᵀ dz|²] of the policy's outputs z, with S Sᵀ their Fisher, and E[dv²] / sigma² of the
+values. `shared` is the part of the values' that all examples have in common. Frames whose background stands still make
+it large, and K-FAC, which takes layers and positions as independent, makes it small.
 
     python benchmarks/curvature.py --env PongNoFrameskip-v4 [--checkpoint runs/pong/checkpoints/final.safetensors]
 """
@@ -22,6 +22,7 @@ from acktr.agents.runs import build_policy, build_updater, choose_device, make_e
 from acktr.agents.settings import convert
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
+from acktr.kfac import Fisher
 
 BATCHES = 12
 
@@ -35,7 +36,15 @@ def main() -> None:
     args = parser.parse_args()
     changes = convert(dict(word.split("=", 1) for word in args.set), source="--set")
     settings = resolve(
-        {"stat_fraction": 1.0, "stat_interval": 1, "inverse_interval": 1, **changes, "env": args.env, "lr": 1e-12}
+        {
+            "stat_fraction": 1.0,
+            "stat_interval": 1,
+            "inverse_interval": 1,
+            **changes,
+            "env": args.env,
+            "lr": 1e-12,
+            "critic_lr": 1e-12,
+        }
     ).settings()
     environment = make_environment(settings)
     set_threads(settings.num_threads)
@@ -52,19 +61,20 @@ def main() -> None:
     for _ in range(BATCHES):
         batch = trainer._collect()
         updater.update(batch, progress=0.0)
-    sigma = settings.value_sigma or 1.0
+    sigma = float(updater._scale.sigma)
+    learners = [learner for learner in (updater.actor, updater.critic) if learner is not None]
+    units = [(unit, learner.region.damping) for learner in learners for unit in learner.optimizer.units]
     parameters = {name: parameter.detach() for name, parameter in policy.named_parameters()}
     names = {id(parameter): name for name, parameter in policy.named_parameters()}
 
     def outputs(values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         distribution, found = functional_call(policy, values, (batch.observations,))
-        return distribution.logits, found
+        return Fisher(distribution=distribution, kind="exact").exact_losses(), found
 
     def true_form(step: dict[str, Tensor]) -> tuple[float, float, float]:
         tangents = {name: step.get(name, torch.zeros_like(value)) for name, value in parameters.items()}
-        (logits, _), (moved, shifted) = jvp(outputs, (parameters,), (tangents,))
-        weights = logits.softmax(-1)
-        policy_part = (weights * (moved - (weights * moved).sum(-1, keepdim=True)).square()).sum(-1).mean()
+        _, (moved, shifted) = jvp(outputs, (parameters,), (tangents,))
+        policy_part = moved.square().sum(0).mean()  # of each column of S
         value_part = shifted.square().mean()
         return (
             float(policy_part),
@@ -88,10 +98,10 @@ def main() -> None:
         }
         whole: dict[str, Tensor] = {}
         total = 0.0
-        for unit in updater.optimizer.units:
+        for unit, damping in units:
             matrix = unit.matrix([gradients[names[id(parameter)]] for parameter in unit.parameters])
             with torch.no_grad():
-                step = unit.block.precondition(matrix, settings.damping)
+                step = unit.block.precondition(matrix, damping)
                 predicted = float((step * unit.block.multiply(step)).sum())
             parts = {names[id(p)]: part for p, part in zip(unit.parameters, unit.split(step), strict=True)}
             whole.update(parts)

@@ -52,8 +52,9 @@ def test_200_updates_leave_every_number_finite(env_id: str, options: dict[str, A
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert int(rows[-1]["updates"]) >= UPDATES
     for row in rows:
-        for name, cell in row.items():
-            assert cell == "" or math.isfinite(float(cell)), (name, cell)
+        for name in ("policy_loss", "value_loss", "entropy", "explained_variance", "kl_measured", "kl_predicted"):
+            assert row[name], name  # a number that is not finite leaves its cell empty
+            assert math.isfinite(float(row[name]))
     assert {name: rows[-1][name] for name in ("stale_inverses", "skipped_batches")} == {
         "stale_inverses": "0",
         "skipped_batches": "0",

@@ -22,7 +22,7 @@ from acktr.agents.settings import Settings
 from acktr.agents.spaces import space_to_dict
 from acktr.agents.streams import Streams
 from acktr.agents.updates import Updater
-from acktr.envs.vector import VectorEnvironment
+from acktr.envs.vector import Step, VectorEnvironment
 from acktr.errors import RunError
 
 RETURN_WINDOW = 100
@@ -141,7 +141,7 @@ class Trainer:
         return before + (1 - before) * (self.timesteps - since) / max(1, self.settings.total_timesteps - since)
 
     def _collect(self) -> Batch:
-        settings, rollout, environment = self.settings, self.rollout, self.environment
+        settings, rollout = self.settings, self.rollout
         rollout.start(self._fresh)
         self._fresh = None
         for index in range(settings.num_steps):
@@ -149,7 +149,7 @@ class Trainer:
                 actions, values = self.policy.act_and_value(rollout.observations[index], generator=self.streams.actions)
                 host_actions = actions.cpu().numpy()
             with record_function("acktr::environment"):
-                step = environment.step(host_actions)
+                step = self._step(index, host_actions)
             rewards = np.sign(step.rewards) if settings.reward_clip == "sign" else step.rewards
             if self._reward_scale is not None:
                 rewards = self._reward_scale(rewards, ended=step.terminals | step.truncations, valid=step.valid)
@@ -159,6 +159,18 @@ class Trainer:
                 self.lengths.extend(step.episode_lengths.tolist())
                 self.episodes += int(step.episode_returns.size)
         return rollout.finish(self.policy, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
+
+    def _step(self, index: int, actions: NDArray[Any]) -> Step:
+        try:
+            return self.environment.step(actions)
+        except RunError as error:
+            acted_on = self.rollout.observations[index]
+            if not acted_on.is_floating_point() or bool(torch.isfinite(acted_on).all()):
+                raise RunError(f"{error}; {self._kept()}") from error
+            raise RunError(
+                f"training stopped at {self.timesteps} timesteps: the environment gave an observation that is not "
+                f"finite; {self._kept()}; mend the environment"
+            ) from error
 
     def _restart_environments(self) -> None:
         if self._reward_scale is not None:
@@ -204,10 +216,12 @@ class Trainer:
         if (strange := self.rollout.strange()) is not None:
             reason, advice = f"the environment gave {strange}", "mend the environment"
         self.reporter.message(f"last losses: policy {figures['policy_loss']:.4g}, value {figures['value_loss']:.4g}")
-        kept = "no checkpoint was written yet"
+        raise RunError(f"training diverged at {self.timesteps} timesteps: {reason}; {self._kept()}; {advice}")
+
+    def _kept(self) -> str:
         if self.folder is not None and (last := self.folder.latest_checkpoint()) is not None:
-            kept = f"the last good checkpoint is {last}"
-        raise RunError(f"training diverged at {self.timesteps} timesteps: {reason}; {kept}; {advice}")
+            return f"the last good checkpoint is {last}"
+        return "no checkpoint was written yet"
 
     # --- persistence -------------------------------------------------------------------------------------------
 

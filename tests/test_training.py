@@ -214,6 +214,25 @@ def test_diverging_training_stops_with_the_reason_and_finite_weights(agent: Any,
         assert all(torch.isfinite(value).all() for name, value in tensors_of(file).items() if "/policy/" in name)
 
 
+class Blind(Broken):
+    """Gives observations that are not finite after a while, to a policy of continuous actions."""
+
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        return np.full(2, np.nan if self.count > 100 else 0.0, np.float32), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("agent", [acktr.ACKTR, acktr.A2C])
+def test_an_observation_that_is_not_finite_is_not_blamed_on_the_policy(agent: Any, tmp_path: Path) -> None:
+    trained = agent(Blind, num_envs=2, num_steps=10, run_dir=tmp_path / "run", checkpoint_interval=50)
+    reason = r"environment gave an observation that is not finite; the last good checkpoint is .*; mend the environment"
+    with pytest.raises(RunError, match=reason):
+        trained.learn(5000)
+    assert all(torch.isfinite(p).all() for p in trained.policy.parameters())
+
+
 def test_dummy_rows_are_not_counted_as_timesteps() -> None:
     agent = acktr.ACKTR("CartPole-v1", num_envs=4, num_steps=50, log_interval=1).learn(1000)
     trainer = agent._trainer

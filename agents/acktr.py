@@ -134,7 +134,7 @@ class ACKTRUpdater:
         if parts == 1 or not self.optimizer.statistics_due:
             with self._capture():
                 return [self._outputs(batch, slice(None))]
-        device = batch.observations.device
+        device = batch.returns.device
         chosen, rest = rotating_part(rows, batch.num_envs, parts, self._rotation)
         self._rotation += 1
         with self._capture():
@@ -143,9 +143,9 @@ class ACKTRUpdater:
 
     def _outputs(self, batch: Batch, rows: Tensor | slice) -> Outputs:
         if not self.settings.center_values:
-            distribution, values = self.policy(batch.observations[rows])
+            distribution, values = self.policy(batch.observed(rows))
             return Outputs(distribution=distribution, values=values, rows=rows)
-        distribution, values, held = self.policy.evaluate(batch.observations[rows])
+        distribution, values, held = self.policy.evaluate(batch.observed(rows))
         return Outputs(distribution=distribution, values=values, rows=rows, held_values=held)
 
     @contextlib.contextmanager

@@ -50,12 +50,12 @@ def measure(
     """
     first = outputs[0]
     weights = None if batch.weights is None else batch.weights[first.rows]
-    after, values = policy(batch.observations[first.rows])
+    after, values = policy(batch.observed(first.rows))
     extreme = None
     if extremes:
         rows = _largest(batch)
         before = joined_values(outputs, batch)[rows]
-        moved = _value_kl(before, policy.values(batch.observations[rows]), sigma)
+        moved = _value_kl(before, policy.values(batch.observed(rows)), sigma)
         extreme = weighted_mean(moved, None if batch.weights is None else batch.weights[rows])
     return Divergence(
         policy=mean_kl(first.distribution, after, weights).to(values),

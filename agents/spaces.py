@@ -56,8 +56,9 @@ def space_from_dict(values: Mapping[str, Any]) -> gymnasium.Space[Any]:
             low, high = (np.broadcast_to(np.asarray(values[name], dtype), (_size(shape),)) for name in ("low", "high"))
             return Box(low.reshape(shape), high.reshape(shape), shape, dtype.type)
         if values["type"] == "MultiDiscrete":
-            nvec = np.asarray(values["nvec"], np.int64).reshape(tuple(values["shape"]))
-            return MultiDiscrete(nvec, start=np.broadcast_to(np.asarray(values["start"], np.int64), nvec.shape))
+            shape, nvec = tuple(values["shape"]), np.asarray(values["nvec"], np.int64)
+            start = np.broadcast_to(np.asarray(values["start"], np.int64), nvec.shape)
+            return MultiDiscrete(nvec.reshape(shape), start=start.reshape(shape))
         if values["type"] == "MultiBinary":
             count = values["n"]
             return MultiBinary([int(size) for size in count] if isinstance(count, list) else int(count))

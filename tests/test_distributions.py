@@ -92,7 +92,9 @@ def test_squashed_entropy_is_the_integral_over_the_actions(mean: float, deviatio
     def integrand(outcome: Tensor) -> Tensor:  # over u, with the density of u
         rows = outcome.unsqueeze(1)
         density = normal.log_prob(rows).squeeze(1).exp()
-        return -density * SquashedGaussian(Normal(normal.loc.expand_as(rows), normal.scale.expand_as(rows))).log_prob(rows)
+        return -density * SquashedGaussian(Normal(normal.loc.expand_as(rows), normal.scale.expand_as(rows))).log_prob(
+            rows
+        )
 
     exact = integral(integrand, mean - 12 * deviation, mean + 12 * deviation)
     assert float(distribution.entropy()) == pytest.approx(exact, abs=error)
@@ -123,7 +125,9 @@ def test_squashing_changes_neither_fisher_nor_kl() -> None:
     draw = plain.sample()
     for kind in ("sampled", "exact"):
         losses = [Fisher(distribution=d, kind=kind, draw=draw).losses() for d in (plain, squash)]  # type: ignore[arg-type]
-        gradients = [[torch.autograd.grad(row.sum(), mean, retain_graph=True)[0] for row in rows[:2]] for rows in losses]
+        gradients = [
+            [torch.autograd.grad(row.sum(), mean, retain_graph=True)[0] for row in rows[:2]] for rows in losses
+        ]
         torch.testing.assert_close(*gradients)
 
 

@@ -51,7 +51,9 @@ def test_draws_from_a_generator_have_the_probabilities_and_repeat() -> None:
         found = torch.bincount(draws[:, index], minlength=SIZES[index]) / len(draws)
         torch.testing.assert_close(found, part.probs[0], atol=0.01, rtol=0)
     joint = ((draws[:, 0] == 0) & (draws[:, 1] == 1)).double().mean()
-    torch.testing.assert_close(joint, distribution.parts[0].probs[0, 0] * distribution.parts[1].probs[0, 1], atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        joint, distribution.parts[0].probs[0, 0] * distribution.parts[1].probs[0, 1], atol=0.01, rtol=0
+    )
 
 
 class Policy(nn.Module):
@@ -142,8 +144,16 @@ def test_sampled_fisher_averages_to_the_exact_one(kind: str) -> None:
     ("before", "after", "expected"),
     [
         (Bernoulli(logits=torch.tensor([[200.0]])), Bernoulli(logits=torch.tensor([[-800.0]])), 800.0),
-        (Bernoulli(logits=torch.tensor([[0.0]])), Bernoulli(logits=torch.tensor([[2000.0]])), 1000.0 - 0.6931471805599453),
-        (Categorical(logits=torch.tensor([[0.0, 0.0]])), Categorical(logits=torch.tensor([[0.0, -2000.0]])), 999.3068528194400547),
+        (
+            Bernoulli(logits=torch.tensor([[0.0]])),
+            Bernoulli(logits=torch.tensor([[2000.0]])),
+            1000.0 - 0.6931471805599453,
+        ),
+        (
+            Categorical(logits=torch.tensor([[0.0, 0.0]])),
+            Categorical(logits=torch.tensor([[0.0, -2000.0]])),
+            999.3068528194400547,
+        ),
     ],
 )
 def test_kl_stays_finite_where_probabilities_underflow(

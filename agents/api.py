@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import gymnasium
 import numpy as np
-import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import nn
 
 from acktr.agents import checkpoint, policy_files
 from acktr.agents.evaluation import MOST_ENVS, customary, evaluate, playing_settings
+from acktr.agents.observations import as_batch, to_tensors
 from acktr.agents.plots import plot
 from acktr.agents.presets import resolve
 from acktr.agents.reporting import Reporter
@@ -27,7 +26,7 @@ from acktr.agents.runs import (
     set_threads,
 )
 from acktr.agents.settings import EVALUATION_SEED, Settings
-from acktr.agents.spaces import space_from_dict
+from acktr.agents.spaces import alike, first_difference, space_from_dict
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
 from acktr.envs.make import EnvironmentLike, describe
@@ -184,35 +183,23 @@ class Agent:
             if not isinstance(chosen, VectorEnv):  # the caller's own stays open
                 environment.close()
 
-    def predict(self, observation: NDArray[Any], *, deterministic: bool = False) -> NDArray[Any]:
+    def predict(self, observation: Any, *, deterministic: bool = False) -> NDArray[Any]:
         """Actions for one observation or a batch of them, as the environment's own spaces have them.
 
         Args:
-            observation: (*space) or (N, *space).
+            observation: (*space) or (N, *space); for a Dict or Tuple space a mapping or tuple of such.
             deterministic: take the mode instead of a draw.
 
         Returns:
             One action, or N.
 
         Raises:
-            UserError: another shape, or numbers that no observation of the environment is.
+            UserError: another shape, other keys, or numbers that no observation of the environment is.
         """
         environment = self._trainer.environment
-        space = environment.source_observation_space
-        shape = space.shape or ()
-        batch = np.asarray(observation)
-        single = batch.ndim == len(shape)
-        if batch.shape[batch.ndim - len(shape) :] != shape or batch.ndim > len(shape) + 1:
-            raise UserError(f"predict takes observations of shape {shape} or (N, *{shape}), got {batch.shape}")
-        if isinstance(space, gymnasium.spaces.Discrete):
-            fits = bool(((batch >= space.start) & (batch < space.start + space.n)).all())
-        else:
-            fits = bool(np.isfinite(batch).all())
-        if not fits:
-            raise UserError(f"predict takes observations of {space}, got {batch.reshape(-1)[:8]}")
-        batch = environment.policy_observations(batch[None] if single else batch)
+        batch, single = as_batch(environment.source_observation_space, observation)
         actions = self._trainer.policy.act(
-            torch.from_numpy(batch).to(self._trainer.device),
+            to_tensors(environment.policy_observations(batch), self._trainer.device),
             generator=self._trainer.streams.actions,
             deterministic=deterministic,
         )
@@ -307,9 +294,10 @@ def load(
 def _check_spaces(state: Mapping[str, Any], environment: VectorEnvironment, what: Path | str) -> None:
     """Refuse a policy for an environment of other spaces; ranges of observations and actions may differ."""
     for name in ("observation_space", "action_space"):
-        then, now = space_from_dict(state[name]), getattr(environment, name)
-        if type(then) is not type(now) or then.shape != now.shape or getattr(then, "n", 0) != getattr(now, "n", 0):
-            raise UserError(f"{what}: was made for {name} {then}; that of '{environment.id}' is {now}")
+        found = first_difference(name, space_from_dict(state[name]), getattr(environment, name), alike)
+        if found is not None:
+            where, then, now = found
+            raise UserError(f"{what}: was made for {where} {then}; that of '{environment.id}' is {now}")
 
 
 def _check_id(name: str, file: Path) -> None:

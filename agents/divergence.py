@@ -76,7 +76,7 @@ def measure(
     zero = batch.returns.new_zeros(())
     policy_kl = value_kl = extreme = gain = zero
     first = (policies or values)[0].rows
-    observations = batch.observations[first]
+    observations = batch.observed(first)
     weights = None if batch.weights is None else batch.weights[first]
     if policies and values:
         after, moved = policy(observations)
@@ -94,7 +94,7 @@ def measure(
         value_kl = weighted_mean(_value_kl(values[0].values, moved, sigma), weights)
     if values and extremes:
         rows = _largest(batch)
-        far = _value_kl(joined_values(values, batch)[rows], policy.values(batch.observations[rows]), sigma)
+        far = _value_kl(joined_values(values, batch)[rows], policy.values(batch.observed(rows)), sigma)
         extreme = weighted_mean(far, None if batch.weights is None else batch.weights[rows])
     return Divergence(policy=policy_kl, value=value_kl, extreme=extreme, gain=gain)
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from acktr.agents.human_scores import human_normalised
+from acktr.agents.observations import to_tensors
 from acktr.agents.policy import ActorCritic
 from acktr.agents.settings import Settings
 from acktr.envs.vector import VectorEnvironment
@@ -74,9 +75,7 @@ def evaluate(
     truncated = stalled = 0
     running = np.zeros(environment.num_envs, dtype=np.int64)  # decisions of the game in progress
     while len(returns) < episodes:
-        actions = policy.act(
-            torch.from_numpy(observations).to(device), generator=generator, deterministic=deterministic
-        )
+        actions = policy.act(to_tensors(observations, device), generator=generator, deterministic=deterministic)
         step = environment.step(actions.cpu().numpy())
         idle = np.where(step.rewards != 0, 0, idle + 1)
         running += 1

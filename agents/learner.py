@@ -161,7 +161,7 @@ class Learner:
         return policies, values
 
     def _forward_rows(self, batch: Batch, rows: Rows, policies: list[Policies], values: list[Values]) -> None:
-        observations = batch.observations[rows]
+        observations = batch.observed(rows)
         if self.heads == ("policy",):
             policies.append(Policies(rows=rows, distribution=self.policy.distribution(observations)))
         elif self.heads == ("value",):

@@ -1,69 +1,16 @@
-"""Torsos: from raw observations to features. Orthogonal initialisation, gain sqrt(2), biases 0 (as in Baselines)."""
+"""Torsos: from encoded observations to features. Orthogonal weights of gain sqrt(2), biases 0 (as in Baselines)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-import gymnasium
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn import functional
 
-from acktr.agents.normalization import ObservationNorm
+from acktr.agents.encoders import DictEncoder, Encoder
 from acktr.agents.settings import Settings
 from acktr.errors import UserError
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
-
-
-class Encoder(nn.Module):
-    """Raw observations to floating point: frames / 255, vectors flat and perhaps normalised, Discrete as one-hot.
-
-    Args:
-        space: observation space of one environment.
-        normalize: shift and scale vectors by their running moments, which `observe` keeps.
-
-    Raises:
-        UserError: a space that no torso takes, or `normalize` for other observations than vectors.
-    """
-
-    def __init__(self, space: gymnasium.Space[object], *, normalize: bool = False) -> None:
-        super().__init__()
-        self.is_image = is_image(space)
-        self.space_shape = tuple(space.shape or ())
-        if isinstance(space, spaces.Discrete):
-            self.categories: int | None = int(space.n)
-            self.shape: tuple[int, ...] = (int(space.n),)
-        elif isinstance(space, spaces.Box):
-            self.categories = None
-            self.shape = tuple(space.shape) if self.is_image else (math.prod(space.shape),)
-        else:
-            raise UserError(f"observation space {space} is not supported: use a Box or Discrete observation space")
-        if normalize and (self.is_image or self.categories is not None):
-            raise UserError(f"setting 'normalize_observations' is for vectors; this environment observes {space}")
-        self.norm = ObservationNorm(self.shape[0]) if normalize else None
-
-    def observe(self, observations: Tensor, weights: Tensor | None) -> None:
-        """Take a batch (M, *space) of training's observations into the running moments, where they are kept."""
-        if self.norm is not None:
-            self.norm.update(observations.reshape(observations.shape[0], -1), weights)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """(N, *space) to (N, *self.shape) in float32 or the default dtype."""
-        dtype = torch.get_default_dtype()
-        if self.categories is not None:
-            return functional.one_hot(observations.long(), self.categories).to(dtype)
-        if not self.is_image:
-            rows = observations.to(dtype).reshape(observations.shape[0], -1)  # a scalar space's rows have no axis
-            return rows if self.norm is None else self.norm(rows)
-        # channels-last convolutions take two thirds of the time on CPUs; the values are the same. Bytes are reordered,
-        # not floats: a quarter of the memory moves
-        return observations.contiguous(memory_format=torch.channels_last).to(dtype, copy=True).div_(255)
-
-
-def is_image(space: gymnasium.Space[object]) -> bool:
-    """Whether the space holds frames: uint8 on three axes, channels first."""
-    return isinstance(space, spaces.Box) and space.dtype == "uint8" and len(space.shape) == 3
 
 
 def nature_torso(
@@ -86,7 +33,9 @@ def nature_torso(
     for kernel, stride in ((8, 4), (4, 2), (3, 1)):
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
     if height < 1 or width < 1:
-        raise UserError(f"frames of {shape[1]}x{shape[2]} are too small for network 'nature': use 36x36 or larger")
+        raise UserError(
+            f"frames of {shape[1]}x{shape[2]} are too small for network 'nature': use 36x36 or larger, or --network mlp"
+        )
     first = _orthogonal(nn.Conv2d(shape[0], channels[0], 8, 4))
     return nn.Sequential(
         without_sums(first) if zero_sum else first,
@@ -116,26 +65,61 @@ def mlp_torso(inputs: int, *, sizes: Sequence[int], activation: str) -> nn.Seque
     return nn.Sequential(*layers)
 
 
-def build_torso(encoder: Encoder, settings: Settings) -> nn.Sequential:
+class DictTorso(nn.Module):
+    """Features of the keys of a Dict, side by side: each image through convolutions of its own.
+
+    Where there is more than one key, an MLP over all of them follows, so that what one key says can depend on another.
+
+    Args:
+        shapes: of the encoded observations, by key, in the order of their features.
+        images: the keys that go through convolutions.
+        settings: conv_channels, conv_features and zero_sum_filters; hidden_sizes and activation of the MLP.
+
+    Raises:
+        UserError: see `nature_torso`.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], images: Collection[str], settings: Settings) -> None:
+        super().__init__()
+        self.names = tuple(shapes)
+        parts = [_nature(shapes[name], settings) if name in images else nn.Flatten() for name in self.names]
+        self.parts = nn.ModuleList(parts)
+        widths = [settings.conv_features if name in images else math.prod(shapes[name]) for name in self.names]
+        alone = len(self.names) == 1 and bool(images)
+        self.body = nn.Sequential() if alone else _mlp(sum(widths), settings)
+
+    def forward(self, encoded: dict[str, Tensor]) -> Tensor:
+        """(N, *shape) of each key to (N, features)."""
+        parts = [part(encoded[name]) for name, part in zip(self.names, self.parts, strict=True)]
+        features: Tensor = self.body(torch.cat(parts, dim=1))
+        return features
+
+
+def build_torso(encoder: Encoder | DictEncoder, settings: Settings) -> nn.Module:
     """The torso that the settings name, on encoded observations.
 
     Raises:
-        UserError: network 'nature' on observations that are no frames.
+        UserError: network 'nature' on observations that are no frames, and hold none.
     """
-    kind = settings.network
-    if kind == "auto":
-        kind = "nature" if encoder.is_image else "mlp"
-    if kind == "nature":
-        if not encoder.is_image:
-            raise UserError("network 'nature' takes frames (uint8 on three axes); use --network mlp for vectors")
-        return nature_torso(
-            encoder.shape,
-            channels=settings.conv_channels,
-            features=settings.conv_features,
-            zero_sum=settings.zero_sum_filters,
-        )
-    body = mlp_torso(math.prod(encoder.shape), sizes=settings.hidden_sizes, activation=settings.activation)
-    return nn.Sequential(nn.Flatten(), *body)
+    parts = encoder.parts if isinstance(encoder, DictEncoder) else {"": encoder}
+    images = [name for name, part in parts.items() if part.is_image and settings.network != "mlp"]
+    if settings.network == "nature" and not images:
+        raise UserError("network 'nature' takes frames (uint8 on three axes); use --network mlp for vectors")
+    if isinstance(encoder, DictEncoder):
+        return DictTorso(encoder.shape, images, settings)
+    if images:
+        return _nature(encoder.shape, settings)
+    return nn.Sequential(nn.Flatten(), *_mlp(math.prod(encoder.shape), settings))
+
+
+def _nature(shape: tuple[int, ...], settings: Settings) -> nn.Sequential:
+    return nature_torso(
+        shape, channels=settings.conv_channels, features=settings.conv_features, zero_sum=settings.zero_sum_filters
+    )
+
+
+def _mlp(inputs: int, settings: Settings) -> nn.Sequential:
+    return mlp_torso(inputs, sizes=settings.hidden_sizes, activation=settings.activation)
 
 
 def without_sums(layer: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """From a file to games played: a run folder, checkpoint or exported policy is evaluated or filmed."""
 
 import json
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from acktr.agents.files import write_text_atomically
 from acktr.agents.policy_files import LoadedPolicy, load_policy
 from acktr.agents.run_folder import EVALUATION_FILE, SETTINGS_FILE, RunFolder
 from acktr.agents.runs import choose_device, is_convolutional, make_environment, set_threads
+from acktr.agents.spaces import first_difference
 from acktr.agents.video import record
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
@@ -164,10 +166,11 @@ def _file(played: Path) -> Path:
 def _check_spaces(loaded: LoadedPolicy, environment: VectorEnvironment, file: Path) -> None:
     """Refuse a policy for an environment that has changed since, e.g. by another version of its package."""
     for name in ("observation_space", "action_space"):
-        then, now = getattr(loaded, name), getattr(environment, name)
-        if then != now:
+        found = first_difference(name, getattr(loaded, name), getattr(environment, name), operator.eq)
+        if found is not None:
+            where, then, now = found
             raise UserError(
-                f"{file}: was trained on {environment.id} with {name} {then}, which is {now} here; "
+                f"{file}: was trained on {environment.id} with {where} {then}, which is {now} here; "
                 "install the versions of the run's versions.json"
             )
 

@@ -1,6 +1,7 @@
 """The actor-critic: observations to a distribution over actions and a value."""
 
 import copy
+from collections.abc import Mapping
 
 import gymnasium
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional
 
-from acktr.agents.distributions import build_head
-from acktr.agents.networks import Encoder, build_torso, orthogonal_linear
+from acktr.agents.distributions import build_head, most_probable, squashed
+from acktr.agents.encoders import build_encoder
+from acktr.agents.networks import build_torso, orthogonal_linear
+from acktr.agents.observations import Observations
 from acktr.agents.settings import Settings
 from acktr.errors import UserError
 from acktr.kfac import sample
@@ -22,8 +25,9 @@ class ActorCritic(nn.Module):
         observation_space: of one environment.
         action_space: of one environment.
         settings: network, shared_trunk, policy_gain and the sizes.
-        torso: a network of one's own from encoded observations (N, *shape) to features (N, F); it is used as it is
-            for the policy, and for the value too when shared; otherwise the value gets a copy.
+        torso: a network of one's own from encoded observations (N, *shape), for a Dict a dictionary of them, to
+            features (N, F); it is used as it is for the policy, and for the value too when shared; otherwise the value
+            gets a copy.
 
     Attributes:
         own_torso: whether `torso` was given, so that the settings alone do not make this network.
@@ -41,21 +45,21 @@ class ActorCritic(nn.Module):
         torso: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(observation_space, normalize=settings.normalize_observations)
+        self.encoder = build_encoder(observation_space, normalize=settings.normalize_observations)
         self.own_torso = torso is not None
         self.torso = build_torso(self.encoder, settings) if torso is None else torso
         self.value_torso: nn.Module | None = None
         if not settings.shared_trunk:
             self.value_torso = build_torso(self.encoder, settings) if torso is None else copy.deepcopy(torso)
         features = _width(self.torso, self.encoder.shape)
-        self.policy_head = build_head(action_space, features, gain=settings.policy_gain)
+        self.policy_head = build_head(action_space, features, settings)
         self.value_head = orthogonal_linear(features, 1, gain=1.0)
 
-    def forward(self, observations: Tensor) -> tuple[Distribution, Tensor]:
+    def forward(self, observations: Observations) -> tuple[Distribution, Tensor]:
         """Distributions over actions and values.
 
         Args:
-            observations: (N, *space), raw.
+            observations: (N, *space), raw; for a Dict a dictionary of them.
 
         Returns:
             N distributions, and values (N,).
@@ -63,33 +67,33 @@ class ActorCritic(nn.Module):
         features, value_features = self._features(observations)
         return self.policy_head(features), self.value_head(value_features).squeeze(-1)
 
-    def evaluate(self, observations: Tensor) -> tuple[Distribution, Tensor, Tensor]:
+    def evaluate(self, observations: Observations) -> tuple[Distribution, Tensor, Tensor]:
         """`forward`, and the values' part w·features (N,) whose gradient reaches the features and not w."""
         features, value_features = self._features(observations)
         values = self.value_head(value_features).squeeze(-1)
         return self.policy_head(features), values, self._held(value_features)
 
-    def _features(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def _features(self, observations: Observations) -> tuple[Tensor, Tensor]:
         encoded = self.encoder(observations)
         features = self.torso(encoded)
         return features, features if self.value_torso is None else self.value_torso(encoded)
 
-    def distribution(self, observations: Tensor) -> Distribution:
+    def distribution(self, observations: Observations) -> Distribution:
         """N distributions over actions alone."""
         distribution: Distribution = self.policy_head(self.torso(self.encoder(observations)))
         return distribution
 
-    def values(self, observations: Tensor) -> Tensor:
+    def values(self, observations: Observations) -> Tensor:
         """Values (N,) alone."""
         values: Tensor = self.value_head(self._value_features(observations)).squeeze(-1)
         return values
 
-    def values_and_held(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def values_and_held(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """Values (N,), and the part of them that `evaluate` speaks of."""
         features = self._value_features(observations)
         return self.value_head(features).squeeze(-1), self._held(features)
 
-    def _value_features(self, observations: Tensor) -> Tensor:
+    def _value_features(self, observations: Observations) -> Tensor:
         torso = self.torso if self.value_torso is None else self.value_torso
         features: Tensor = torso(self.encoder(observations))
         return features
@@ -99,39 +103,51 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def act(
-        self, observations: Tensor, *, generator: torch.Generator | None = None, deterministic: bool = False
+        self, observations: Observations, *, generator: torch.Generator | None = None, deterministic: bool = False
     ) -> Tensor:
         """Actions for raw observations (N, *space): (N,) int64 or (N, d), drawn, or the mode when deterministic."""
         distribution = self.distribution(observations)
-        return distribution.mode if deterministic else sample(distribution, generator)
+        outcomes = most_probable(distribution) if deterministic else sample(distribution, generator)
+        return squashed(distribution, outcomes)
 
     @torch.no_grad()
-    def act_and_value(self, observations: Tensor, *, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Drawn actions and values (N,) in one forward pass."""
+    def act_and_value(
+        self, observations: Observations, *, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Act in one forward pass, and keep what is to be learnt from.
+
+        Returns:
+            Actions as the environment takes them, the outcomes drawn from the policy's distributions, which are the
+            same unless actions are squashed, and values (N,).
+        """
         distribution, values = self(observations)
-        return sample(distribution, generator), values
+        outcomes = sample(distribution, generator)
+        return squashed(distribution, outcomes), outcomes, values
 
 
-def _width(torso: nn.Module, shape: tuple[int, ...]) -> int:
+def _width(torso: nn.Module, shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]) -> int:
     """Number of features that a torso gives, found by a forward pass of two rows.
 
     Raises:
         UserError: it does not take such observations, or gives something else than (N, F).
     """
-    rows = torch.zeros(2, *shape)
     if isinstance(torso, type):
         raise UserError(f"torso= takes a module, not the class {torso.__name__}: pass {torso.__name__}(...)")
+    if isinstance(shape, Mapping):
+        rows: Observations = {name: torch.zeros(2, *part) for name, part in shape.items()}
+        given = "{" + ", ".join(f"'{name}': {(2, *part)}" for name, part in shape.items()) + "}"
+    else:
+        rows, given = torch.zeros(2, *shape), str((2, *shape))
     try:
         with torch.no_grad():
             features = torso(rows)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the torso does not take observations of shape {tuple(rows.shape)}: {reason}") from error
+        raise UserError(f"the torso does not take observations of shape {given}: {reason}") from error
     if not isinstance(features, Tensor):
         raise UserError(f"the torso must give features (N, F), it gave a {type(features).__name__}")
     if features.dim() != 2 or features.shape[0] != 2:
         raise UserError(
-            f"the torso takes observations {tuple(rows.shape)} and must give features (2, F), it gave "
-            f"{tuple(features.shape)}"
+            f"the torso takes observations {given} and must give features (2, F), it gave {tuple(features.shape)}"
         )
     return int(features.shape[1])

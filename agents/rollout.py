@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acktr.agents.observations import Observations, take_rows, to_tensors
 from acktr.agents.policy import ActorCritic
 from acktr.agents.returns import gae
+from acktr.envs.batches import ObservationBatch, leaf_spaces, map_leaves
 from acktr.envs.vector import Step
 
 
@@ -18,8 +20,8 @@ class Batch:
     """M = T · N rows, time-major, on the policy's device.
 
     Attributes:
-        observations: (M, *space), raw.
-        actions: (M,) int64 or (M, d).
+        observations: (M, *space), raw; for a Dict a dictionary of them.
+        actions: (M,) int64 or (M, d): outcomes of the policy's distributions.
         advantages: (M,).
         returns: (M,) value targets.
         weights: (M,) with 0 for rows that are no real transition, or None when all rows are real.
@@ -27,13 +29,17 @@ class Batch:
         num_envs: N.
     """
 
-    observations: Tensor
+    observations: Observations
     actions: Tensor
     advantages: Tensor
     returns: Tensor
     weights: Tensor | None
     valid_rows: int
     num_envs: int
+
+    def observed(self, rows: Tensor | slice) -> Observations:
+        """Observations of some rows."""
+        return take_rows(self.observations, rows)
 
 
 class Rollout:
@@ -49,24 +55,28 @@ class Rollout:
     def __init__(
         self, *, num_steps: int, num_envs: int, observation_space: gymnasium.Space[object], device: torch.device
     ) -> None:
-        shape = observation_space.shape or ()
-        dtype = _observation_dtype(observation_space)
+        def storage(space: gymnasium.Space[object]) -> Tensor:
+            shape = (num_steps + 1, num_envs, *(space.shape or ()))
+            return torch.zeros(shape, dtype=_observation_dtype(space), device=device)
+
         self.num_steps = num_steps
-        self.observations = torch.zeros((num_steps + 1, num_envs, *shape), dtype=dtype, device=device)
+        inner = leaf_spaces(observation_space)
+        nested = isinstance(observation_space, gymnasium.spaces.Dict)
+        self.observations: Observations = map_leaves(storage, inner if nested else observation_space)
         self.values = torch.zeros((num_steps + 1, num_envs), device=device)
         self._actions: list[Tensor] = []
         self._rewards = np.zeros((num_steps, num_envs), dtype=np.float32)
         self._terminals = np.zeros((num_steps, num_envs), dtype=np.bool_)
         self._truncations = np.zeros((num_steps, num_envs), dtype=np.bool_)
         self._valid = np.ones((num_steps, num_envs), dtype=np.bool_)
-        self._finals: list[tuple[int, NDArray[np.intp], NDArray[np.generic]]] = []
+        self._finals: list[tuple[int, NDArray[np.intp], ObservationBatch]] = []
 
-    def start(self, observations: NDArray[np.generic] | None) -> None:
+    def start(self, observations: ObservationBatch | None) -> None:
         """Begin a rollout from fresh observations, or, with None, from where the last one ended."""
         if observations is None:
-            self.observations[0].copy_(self.observations[self.num_steps])
+            map_leaves(lambda leaf: leaf[0].copy_(leaf[self.num_steps]), self.observations)
         else:
-            self.observations[0].copy_(torch.from_numpy(observations))
+            self._keep(0, observations)
         self._actions.clear()
         self._finals.clear()
 
@@ -75,12 +85,12 @@ class Rollout:
 
         Args:
             index: 0 to T - 1.
-            actions: (N,) or (N, d), on the device.
+            actions: (N,) or (N, d) outcomes of the policy's distributions, on the device.
             values: (N,) of the observations acted on.
             rewards: (N,) as learnt from (clipped where the settings say so).
             step: what the environment returned.
         """
-        self.observations[index + 1].copy_(torch.from_numpy(step.observations))
+        self._keep(index + 1, step.observations)
         self.values[index] = values
         self._actions.append(actions)
         self._rewards[index] = rewards
@@ -89,15 +99,25 @@ class Rollout:
         self._valid[index] = step.valid
         if step.final_observations is not None and step.truncations.any():
             rows = np.flatnonzero(step.truncations)
-            self._finals.append((index, rows, step.final_observations[rows]))
+            self._finals.append((index, rows, map_leaves(lambda leaf: leaf[rows], step.final_observations)))
+
+    def _keep(self, index: int, observations: ObservationBatch) -> None:
+        map_leaves(lambda kept, new: kept[index].copy_(torch.from_numpy(new)), self.observations, observations)
 
     def strange(self) -> str | None:
         """What the environment returned in this rollout that no network can learn from; reads the device."""
         if not np.isfinite(self._rewards[self._valid]).all():
             return "a reward that is not finite"
-        if self.observations.is_floating_point() and not bool(torch.isfinite(self.observations).all()):
+        for name, leaf in self.observations.items() if isinstance(self.observations, dict) else ():
+            if _is_strange(leaf):
+                return f"an observation that is not finite, under '{name}'"
+        if isinstance(self.observations, Tensor) and _is_strange(self.observations):
             return "an observation that is not finite"
         return None
+
+    def observed(self, index: int) -> Observations:
+        """Observations (N, *space) that step `index` acts on."""
+        return take_rows(self.observations, index)
 
     @torch.no_grad()
     def finish(self, policy: ActorCritic, *, gamma: float, gae_lambda: float) -> Batch:
@@ -107,13 +127,13 @@ class Rollout:
         returned it there (NEXT_STEP), else one batched forward pass over the final observations set aside.
         """
         device = self.values.device
-        self.values[self.num_steps] = policy.values(self.observations[self.num_steps])
+        self.values[self.num_steps] = policy.values(self.observed(self.num_steps))
         next_values = self.values[1:].clone()
         if self._finals:
-            finals = np.concatenate([observations for _, _, observations in self._finals])
+            finals = map_leaves(lambda *parts: np.concatenate(parts), *[final for _, _, final in self._finals])
             steps = np.concatenate([np.full(len(rows), index) for index, rows, _ in self._finals])
             columns = np.concatenate([rows for _, rows, _ in self._finals])
-            final_values = policy.values(torch.from_numpy(finals).to(device))
+            final_values = policy.values(to_tensors(finals, device))
             next_values[torch.from_numpy(steps).to(device), torch.from_numpy(columns).to(device)] = final_values
         terminals = torch.from_numpy(self._terminals).to(device)
         advantages = gae(
@@ -126,7 +146,7 @@ class Rollout:
             gae_lambda=gae_lambda,
         )
         batch = Batch(
-            observations=self.observations[:-1].flatten(0, 1),
+            observations=map_leaves(lambda leaf: leaf[:-1].flatten(0, 1), self.observations),
             actions=torch.stack(self._actions).flatten(0, 1),
             advantages=advantages.flatten(),
             returns=(advantages + self.values[:-1]).flatten(),
@@ -141,19 +161,29 @@ class Rollout:
 
 def _without_invalid_rows(batch: Batch, valid: Tensor) -> Batch:
     """The batch with weights; what rows of weight 0 hold becomes 0, since 0 times a NaN is one in a backward pass."""
-    observations = batch.observations
-    if observations.is_floating_point():
-        observations = torch.where(valid.reshape(-1, *[1] * (observations.dim() - 1)), observations, 0.0)
+
+    def cleared(leaf: Tensor) -> Tensor:
+        if not leaf.is_floating_point():
+            return leaf
+        return torch.where(valid.reshape(-1, *[1] * (leaf.dim() - 1)), leaf, 0.0)
+
     return dataclasses.replace(
         batch,
-        observations=observations,
+        observations=map_leaves(cleared, batch.observations),
         advantages=torch.where(valid, batch.advantages, 0.0),
         returns=torch.where(valid, batch.returns, 0.0),
         weights=valid.to(torch.float32),
     )
 
 
+def _is_strange(leaf: Tensor) -> bool:
+    return leaf.is_floating_point() and not bool(torch.isfinite(leaf).all())
+
+
 def _observation_dtype(space: gymnasium.Space[object]) -> torch.dtype:
     if space.dtype == np.uint8:
         return torch.uint8
-    return torch.int64 if np.issubdtype(space.dtype, np.integer) and not space.shape else torch.float32
+    if isinstance(space, gymnasium.spaces.MultiBinary):
+        return torch.int8
+    whole = isinstance(space, gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete)
+    return torch.int64 if whole else torch.float32

@@ -24,6 +24,7 @@ from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
 from acktr.agents.updates import Updater
+from acktr.envs.batches import leaf_spaces
 from acktr.envs.cpus import usable_cpus
 from acktr.envs.make import EnvironmentLike, make_vec
 from acktr.envs.vector import VectorEnvironment
@@ -232,7 +233,7 @@ def _threads_asked_for() -> int:
 
 def is_convolutional(settings: Settings, environment: VectorEnvironment) -> bool:
     """Whether the settings come to a convolutional network on this environment."""
-    frames = len(environment.observation_space.shape or ()) == 3
+    frames = any(len(leaf.shape or ()) == 3 for leaf in leaf_spaces(environment.observation_space).values())
     return settings.network == "nature" or (settings.network == "auto" and frames)
 
 

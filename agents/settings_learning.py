@@ -55,6 +55,26 @@ class NetworkSettings:
         low=0,
         low_open=True,
     )
+    log_std_init: float = setting(
+        0.0,
+        "Logarithm of the deviation that Box actions start with; the bounds are at -1 and 1.",
+        typical="-1 to 0",
+        origin="Schulman et al. 2015",
+        low=-10,
+        high=5,
+    )
+    state_dependent_std: bool = setting(
+        False,
+        "The deviation of Box actions is a function of the observation.",
+        typical="false",
+        origin="Mnih et al. 2016; Wu et al. 2017 and Baselines learn one number for each dimension",
+    )
+    squash_actions: bool = setting(
+        False,
+        "Box actions pass through tanh to their bounds, in place of being clipped there.",
+        typical="false",
+        origin="Haarnoja et al. 2018",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

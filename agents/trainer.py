@@ -22,6 +22,7 @@ from acktr.agents.settings import Settings
 from acktr.agents.spaces import space_to_dict
 from acktr.agents.streams import Streams
 from acktr.agents.updates import Updater
+from acktr.envs.batches import ObservationBatch
 from acktr.envs.vector import Step, VectorEnvironment
 from acktr.errors import RunError
 
@@ -78,7 +79,7 @@ class Trainer:
         self._reward_scale = RewardScale(num_envs=environment.num_envs, gamma=settings.gamma) if scaled else None
         self._interval = Interval()
         self._checkpoint_at = 0
-        self._fresh: NDArray[Any] | None = None
+        self._fresh: ObservationBatch | None = None
         self._schedule = (0, 0.0)
 
     def train(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -146,30 +147,31 @@ class Trainer:
         self._fresh = None
         for index in range(settings.num_steps):
             with record_function("acktr::act"):
-                actions, values = self.policy.act_and_value(rollout.observations[index], generator=self.streams.actions)
+                actions, outcomes, values = self.policy.act_and_value(
+                    rollout.observed(index), generator=self.streams.actions
+                )
                 host_actions = actions.cpu().numpy()
             with record_function("acktr::environment"):
-                step = self._step(index, host_actions)
+                step = self._step(host_actions)
             rewards = np.sign(step.rewards) if settings.reward_clip == "sign" else step.rewards
             if self._reward_scale is not None:
                 rewards = self._reward_scale(rewards, ended=step.terminals | step.truncations, valid=step.valid)
-            rollout.store(index, actions=actions, values=values, rewards=rewards, step=step)
+            rollout.store(index, actions=outcomes, values=values, rewards=rewards, step=step)
             if step.episode_returns.size:
                 self.returns.extend(step.episode_returns.tolist())
                 self.lengths.extend(step.episode_lengths.tolist())
                 self.episodes += int(step.episode_returns.size)
         return rollout.finish(self.policy, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
 
-    def _step(self, index: int, actions: NDArray[Any]) -> Step:
+    def _step(self, actions: NDArray[Any]) -> Step:
         try:
             return self.environment.step(actions)
         except RunError as error:
-            acted_on = self.rollout.observations[index]
-            if not acted_on.is_floating_point() or bool(torch.isfinite(acted_on).all()):
+            if (strange := self.rollout.strange()) is None:
                 raise RunError(f"{error}; {self._kept()}") from error
             raise RunError(
-                f"training stopped at {self.timesteps} timesteps: the environment gave an observation that is not "
-                f"finite; {self._kept()}; mend the environment"
+                f"training stopped at {self.timesteps} timesteps: the environment gave {strange}; {self._kept()}; mend "
+                "the environment"
             ) from error
 
     def _restart_environments(self) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acktr.agents.observations import to_tensors
 from acktr.agents.policy import ActorCritic
 from acktr.agents.settings import Settings
+from acktr.envs.batches import ObservationBatch
 from acktr.envs.make import family, make_screen, make_vec
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
@@ -70,17 +72,15 @@ def record(
     frames = 0
     try:
         observations = environment.reset([seed])
-        picture = screen.reset([seed])[0, 0] if screen is not None else _first_picture(environment)
+        picture = _screen(screen.reset([seed])) if screen is not None else _first_picture(environment)
         with closing(_writer(output, fps)) as writer:
             while len(returns) < episodes and frames < _MOST_FRAMES:
                 writer.append_data(_enlarge(picture))
                 frames += 1
-                actions = policy.act(
-                    torch.from_numpy(observations).to(device), generator=generator, deterministic=deterministic
-                )
+                actions = policy.act(to_tensors(observations, device), generator=generator, deterministic=deterministic)
                 host_actions = actions.cpu().numpy()
                 step = environment.step(host_actions)
-                picture = screen.step(host_actions).observations[0, 0] if screen is not None else environment.render()
+                picture = environment.render() if screen is None else _screen(screen.step(host_actions).observations)
                 returns.extend(step.episode_returns.tolist())
                 observations = step.observations
             writer.append_data(_enlarge(picture))
@@ -91,6 +91,12 @@ def record(
         if screen is not None:
             screen.close()
     return {"output": str(output), "frames": frames, "fps": fps, "returns": returns}
+
+
+def _screen(observations: ObservationBatch) -> NDArray[np.uint8]:
+    assert isinstance(observations, np.ndarray)  # Atari's, which are no Dict
+    picture: NDArray[np.uint8] = observations[0, 0]
+    return picture
 
 
 def _first_picture(environment: VectorEnvironment) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from acktr.envs.batches import ObservationBatch, gather_rows, leaves, map_leaves
 from acktr.envs.episodes import EpisodeAccounting
 from acktr.envs.spaces import adapt_actions, adapt_observations
 from acktr.envs.vector import Step, VectorEnvironment, checked_seeds
@@ -74,13 +75,13 @@ class GymnasiumEnvironment(VectorEnvironment):
         self.num_envs = env.num_envs
         self.observation_space = observations.space
         self.action_space = actions.space
-        discrete = isinstance(actions.space, gymnasium.spaces.Discrete)
+        continuous = isinstance(actions.space, gymnasium.spaces.Box)
         self.protocol = {
             "id": name,
             "family": family,
             "autoreset_mode": mode.value,
             "max_episode_steps": max_episode_steps,
-            "actions": None if discrete else "scaled and clipped to the bounds",
+            "actions": "scaled and clipped to the bounds" if continuous else None,
             "num_actions": int(actions.space.n) if isinstance(actions.space, gymnasium.spaces.Discrete) else None,
             "reward": "raw",
             **({"own": True} if own else {}),
@@ -110,15 +111,17 @@ class GymnasiumEnvironment(VectorEnvironment):
             raise UserError(f"'{self.id}' gives no picture: it has no render mode 'rgb_array'")
         return np.asarray(frames[0], dtype=np.uint8)
 
-    def policy_observations(self, batch: NDArray[Any]) -> NDArray[Any]:
+    def policy_observations(self, batch: Any) -> ObservationBatch:
         """See the base class."""
-        return self._convert_observations(batch)
+        converted: ObservationBatch = self._convert_observations(batch)
+        return converted
 
     def environment_actions(self, batch: NDArray[Any]) -> NDArray[Any]:
         """See the base class."""
-        return self._convert_actions(batch)
+        converted: NDArray[Any] = self._convert_actions(batch)
+        return converted
 
-    def reset(self, seeds: Sequence[int] | None) -> NDArray[Any]:
+    def reset(self, seeds: Sequence[int] | None) -> ObservationBatch:
         """See the base class.
 
         A vector class other than gymnasium's sync and async ones and ale-py's takes a single seed by contract; it is
@@ -127,12 +130,12 @@ class GymnasiumEnvironment(VectorEnvironment):
         observations, _ = self._env.reset(seed=None if seeds is None else self._seed_argument(seeds))
         self._dummy_next = np.zeros(self.num_envs, dtype=np.bool_)
         self._accounting.clear()
-        return self._convert_observations(observations)
+        return self.policy_observations(observations)
 
     def step(self, actions: NDArray[Any]) -> Step:
         """See the base class."""
         raw, raw_rewards, terminated, truncated, info = self._env.step(self._convert_actions(actions))
-        observations = self._convert_observations(raw)
+        observations = self.policy_observations(raw)
         rewards = np.array(raw_rewards, dtype=np.float64)
         terminated, truncated = np.array(terminated, dtype=np.bool_), np.array(truncated, dtype=np.bool_)
         real = ~self._dummy_next
@@ -149,7 +152,7 @@ class GymnasiumEnvironment(VectorEnvironment):
             case AutoresetMode.SAME_STEP:
                 final_observations = self._final_observations(info, truncations) if truncations.any() else None
             case AutoresetMode.DISABLED:
-                final_observations = observations.copy() if truncations.any() else None
+                final_observations = map_leaves(np.copy, observations) if truncations.any() else None
                 if done.any():
                     self._reset_rows(done, observations)
         episodes = self._accounting.update(rewards=rewards, real=real, terminated=terminated, truncated=truncated)
@@ -181,7 +184,7 @@ class GymnasiumEnvironment(VectorEnvironment):
             return np.array(values, dtype=np.int64) % 2**31
         return values[0]
 
-    def _final_observations(self, info: dict[str, Any], truncations: NDArray[np.bool_]) -> NDArray[Any]:
+    def _final_observations(self, info: dict[str, Any], truncations: NDArray[np.bool_]) -> ObservationBatch:
         """Gather the last observations of the truncated rows, from either layout of `info["final_obs"]`.
 
         Gymnasium's classes give an array of objects that is None elsewhere, others a full batch whose other rows mean
@@ -189,27 +192,33 @@ class GymnasiumEnvironment(VectorEnvironment):
         """
         given = info.get("final_obs")
         rows = np.flatnonzero(truncations)
-        if given is None or any(given[row] is None for row in rows):
+        last = None if given is None else gather_rows(self.source_observation_space, given, rows)
+        if last is None:
             raise RunError(
                 f"'{self.id}' says SAME_STEP but gave no info['final_obs'] for a truncated episode; "
                 "pass its real autoreset mode to make_vec or mend the environment"
             )
-        last = self._convert_observations(np.stack([given[row] for row in rows]))
-        full = np.zeros((self.num_envs, *last.shape[1:]), dtype=last.dtype)
-        full[rows] = last
+
+        def spread(kept: NDArray[Any]) -> NDArray[Any]:
+            full = np.zeros((self.num_envs, *kept.shape[1:]), dtype=kept.dtype)
+            full[rows] = kept
+            return full
+
+        full: ObservationBatch = map_leaves(spread, self.policy_observations(last))
         return full
 
-    def _reset_rows(self, done: NDArray[np.bool_], observations: NDArray[Any]) -> None:
+    def _reset_rows(self, done: NDArray[np.bool_], observations: ObservationBatch) -> None:
         """Reset the finished rows and write their first observations into `observations`."""
         # A fresh mask in a fresh dictionary: gymnasium's classes take it out of the one they are given.
         raw, _ = self._env.reset(options={"reset_mask": done.copy()})
-        fresh = self._convert_observations(raw)
-        if not (self._warned or np.array_equal(fresh[~done], observations[~done], equal_nan=fresh.dtype.kind == "f")):
-            self._warn(
-                f"'{self.id}' is run as DISABLED but its reset with a reset_mask changed rows outside the mask; "
-                "their episodes are miscounted if it restarted them"
-            )
-        observations[done] = fresh[done]
+        fresh = self.policy_observations(raw)
+        for new, old in zip(leaves(fresh), leaves(observations), strict=True):
+            if not (self._warned or np.array_equal(new[~done], old[~done], equal_nan=new.dtype.kind == "f")):
+                self._warn(
+                    f"'{self.id}' is run as DISABLED but its reset with a reset_mask changed rows outside the mask; "
+                    "their episodes are miscounted if it restarted them"
+                )
+            old[done] = new[done]
 
     def _check_dummy_rows(self, rewards: NDArray[np.float64], done: NDArray[np.bool_]) -> None:
         if not self._warned and (self._dummy_next & ((rewards != 0.0) | done)).any():

@@ -7,6 +7,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from acktr.envs.atari import suggested_ids
+from acktr.envs.batches import leaf_spaces
 from acktr.envs.spaces import is_image
 from acktr.errors import UserError
 
@@ -65,8 +66,8 @@ def family(env_id: str) -> str:
 
 
 def family_of_space(space: gymnasium.Space[object]) -> str:
-    """Return "image" or "vector", by a single environment's observation space."""
-    return "image" if is_image(space) else "vector"
+    """Return "image" or "vector", by a single environment's observation space; any image in a Dict makes it "image"."""
+    return "image" if any(is_image(leaf) for leaf in leaf_spaces(space).values()) else "vector"
 
 
 def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object, object]":

@@ -7,9 +7,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from numpy.typing import NDArray
 
+from acktr.envs.batches import follow, leaf_paths
 from acktr.errors import RunError, UserError
 
 
@@ -20,11 +21,11 @@ class SpaceAdaptor:
     Attributes:
         space: what the policy sees.
         convert: for observations from the environment's batch to the policy's, for actions the other way round;
-            always returns a fresh array.
+            always returns fresh arrays.
     """
 
     space: gymnasium.Space[Any]
-    convert: Callable[[NDArray[Any]], NDArray[Any]]
+    convert: Callable[[Any], Any]
 
 
 def is_image(space: gymnasium.Space[Any]) -> bool:
@@ -36,7 +37,9 @@ def adapt_observations(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor
     """Choose how observations reach the policy.
 
     Images become uint8 (channels, height, width), whichever end the channels were at (the smallest of the three
-    dimensions, the first at a tie); other Box spaces float32 of the same shape; Discrete int64 counted from 0.
+    dimensions, the first at a tie); other Box spaces float32 of the same shape; Discrete int64 counted from 0,
+    MultiDiscrete flat rows of such numbers, MultiBinary flat int8. Dict and Tuple spaces, however nested, become one
+    Dict of these in the order of its keys: "camera", or "arm/angles" for the key of a key, positions for a Tuple.
 
     Args:
         space: of a single environment.
@@ -45,31 +48,72 @@ def adapt_observations(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor
     Raises:
         UserError: any other space, naming it.
     """
+    if isinstance(space, Dict | Tuple):
+        return _adapt_parts(space, env=env)
+    return _adapt_leaf(space, env=f"'{env}'", remedy="wrap the environment so that it gives one of them")
+
+
+def _adapt_parts(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
+    paths: dict[str, tuple[Any, ...]] = {}
+    parts: dict[str, SpaceAdaptor] = {}
+    for path, leaf in leaf_paths(space):
+        name = "/".join(map(str, path))
+        if name in parts:
+            raise UserError(f"'{env}' has two observations called '{name}': rename one of the keys in a wrapper")
+        paths[name] = path
+        parts[name] = _adapt_leaf(
+            leaf,
+            env=f"'{env}', under '{name}',",
+            remedy="leave the key out, for example by gymnasium.wrappers.FilterObservation",
+        )
+    if not parts:
+        raise UserError(f"'{env}' has the observation space {_named(space)}, which holds nothing to learn from")
+    policy_space = Dict({name: part.space for name, part in parts.items()})
+
+    def convert(batch: Any) -> dict[str, NDArray[Any]]:
+        return {name: parts[name].convert(follow(batch, paths[name])) for name in policy_space.spaces}
+
+    return SpaceAdaptor(space=policy_space, convert=convert)
+
+
+def _adapt_leaf(space: gymnasium.Space[Any], *, env: str, remedy: str) -> SpaceAdaptor:
     if isinstance(space, Discrete):
         start = int(space.start)
         return SpaceAdaptor(
             space=Discrete(int(space.n)),
             convert=lambda batch: np.asarray(batch).astype(np.int64) - start,
         )
+    if isinstance(space, MultiDiscrete):
+        starts = np.asarray(space.start, dtype=np.int64).reshape(-1)
+        return SpaceAdaptor(
+            space=MultiDiscrete(np.asarray(space.nvec, dtype=np.int64).reshape(-1)),
+            convert=lambda batch: np.asarray(batch).astype(np.int64).reshape(-1, len(starts)) - starts,
+        )
+    if isinstance(space, MultiBinary):
+        size = math.prod(space.shape)
+        return SpaceAdaptor(
+            space=MultiBinary(size), convert=lambda batch: np.array(batch, dtype=np.int8).reshape(-1, size)
+        )
     if isinstance(space, Box):
         if is_image(space):
             return _adapt_images(space)
         if space.dtype == np.uint8 and len(space.shape) > 3:
             raise UserError(
-                f"'{env}' has observations of shape {space.shape} uint8; images of two or three dimensions are "
+                f"{env} has observations of shape {space.shape} uint8; images of two or three dimensions are "
                 "understood: stack frames along the channels"
             )
         return SpaceAdaptor(space=_float32_box(space), convert=lambda batch: np.array(batch, dtype=np.float32))
     raise UserError(
-        f"'{env}' has the observation space {_named(space)}; Box and Discrete are understood: wrap the environment, "
-        "for example in gymnasium.wrappers.FlattenObservation"
+        f"{env} has the observation space {_named(space)}; Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple "
+        f"are understood: {remedy}"
     )
 
 
 def adapt_actions(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
     """Choose how the policy's actions reach the environment.
 
-    Discrete actions are counted from 0 by the policy. Box actions are flat float32 rows with -1 and 1 at the bounds,
+    Discrete and MultiDiscrete actions are counted from 0 by the policy, MultiBinary ones are zeros and ones; both of
+    several numbers are flat rows. Box actions are flat float32 rows with -1 and 1 at the bounds,
     so that a Gaussian of deviation 1 spans any range; where a bound is missing they are in the environment's own units.
     They are clipped to the bounds, since environments saturate the motion but charge the control cost on the unclipped
     action, and given the environment's shape and dtype.
@@ -87,6 +131,22 @@ def adapt_actions(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
         return SpaceAdaptor(
             space=Discrete(int(space.n)), convert=lambda actions: np.asarray(actions).astype(np.int64) + start
         )
+    if isinstance(space, MultiDiscrete) and space.nvec.size:
+        starts = np.asarray(space.start, dtype=np.int64)
+        return SpaceAdaptor(
+            space=MultiDiscrete(np.asarray(space.nvec, dtype=np.int64).reshape(-1)),
+            convert=lambda actions: (np.asarray(actions).astype(np.int64).reshape(-1, *starts.shape) + starts).astype(
+                space.dtype
+            ),
+        )
+    if isinstance(space, MultiBinary):
+        size, binary_shape = math.prod(space.shape), space.shape
+
+        def convert_binary(actions: NDArray[Any]) -> NDArray[Any]:
+            _check_finite(actions, env=env)
+            return np.asarray(actions).astype(np.int8).reshape(-1, *binary_shape)
+
+        return SpaceAdaptor(space=MultiBinary(size), convert=convert_binary)
     if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
         low, high, shape = space.low, space.high, space.shape
         if not (low < high).all():
@@ -97,8 +157,7 @@ def adapt_actions(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
         half = np.where(bounded, (high.astype(np.float64) - low) / 2, 1.0)
 
         def convert(actions: NDArray[Any]) -> NDArray[Any]:
-            if not np.isfinite(actions).all():
-                raise RunError(f"the policy gave '{env}' an action that is not finite: the run has diverged")
+            _check_finite(actions, env=env)
             batch = np.asarray(actions, dtype=np.float64).reshape(-1, *shape) * half + middle
             clipped: NDArray[Any] = np.clip(batch, low, high).astype(low.dtype)
             return clipped
@@ -108,9 +167,14 @@ def adapt_actions(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
             lowest, highest = (end.astype(np.float32) for end in ends)
         return SpaceAdaptor(space=Box(lowest, highest, (math.prod(shape),), np.float32), convert=convert)
     raise UserError(
-        f"'{env}' has the action space {_named(space)}; Discrete and Box of floats are understood: wrap the "
-        "environment so that it takes one of them"
+        f"'{env}' has the action space {_named(space)}; Discrete, MultiDiscrete, MultiBinary and Box of floats are "
+        "understood: wrap the environment so that it takes one of them"
     )
+
+
+def _check_finite(actions: NDArray[Any], *, env: str) -> None:
+    if not np.isfinite(actions).all():
+        raise RunError(f"the policy gave '{env}' an action that is not finite: the run has diverged")
 
 
 def _adapt_images(space: Box) -> SpaceAdaptor:

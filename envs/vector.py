@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from acktr.envs.batches import ObservationBatch
 from acktr.errors import UserError
 
 
@@ -25,25 +26,25 @@ class Step:
 
     Attributes:
         observations: (N, *obs) what the policy acts on next; uint8 for images, float32 for other Box spaces, int64
-            for Discrete.
+            for Discrete and MultiDiscrete, int8 for MultiBinary; for a Dict a dictionary of such arrays.
         rewards: (N,) float64 raw rewards; 0 in dummy rows.
         terminals: (N,) bool, cuts the bootstrap: the episode terminated, or a life was lost and that is asked to count.
         truncations: (N,) bool, a limit ended the episode and it is not terminal: bootstrap from the last observation.
         valid: (N,) bool, False where the row is no transition of the policy: a NEXT_STEP dummy row or a forced FIRE.
-        final_observations: (N, *obs) in SAME_STEP and DISABLED, rows meaningful where `truncations` only; None when
-            no row was truncated, and always None in NEXT_STEP.
+        final_observations: like `observations` in SAME_STEP and DISABLED, rows meaningful where `truncations` only;
+            None when no row was truncated, and always None in NEXT_STEP.
         episode_returns: (E,) float64 raw returns of the full episodes that ended in this step.
         episode_lengths: (E,) int64 steps that the environment really made in them, forced ones included.
         episode_envs: (E,) int64 the environment each of them belongs to, ascending.
         episode_truncated: (E,) bool, whether a limit ended it (False when it terminated in the same step).
     """
 
-    observations: NDArray[Any]
+    observations: ObservationBatch
     rewards: NDArray[np.float64]
     terminals: NDArray[np.bool_]
     truncations: NDArray[np.bool_]
     valid: NDArray[np.bool_]
-    final_observations: NDArray[Any] | None
+    final_observations: ObservationBatch | None
     episode_returns: NDArray[np.float64]
     episode_lengths: NDArray[np.int64]
     episode_envs: NDArray[np.int64]
@@ -57,8 +58,9 @@ class VectorEnvironment(ABC):
         id: the environment's id, or the name of what made it.
         num_envs: N.
         observation_space: of a single environment, as `Step.observations` has it: images are uint8 and channel-first,
-            Box vectors float32, Discrete spaces start at 0.
-        action_space: of a single environment, as `step` takes it: Discrete starting at 0, or a flat float32 Box.
+            Box vectors float32, Discrete spaces start at 0, MultiDiscrete and MultiBinary are flat, nested ones a Dict.
+        action_space: of a single environment, as `step` takes it: Discrete starting at 0, or a flat MultiDiscrete
+            starting at 0, MultiBinary or float32 Box.
         source_observation_space: of a single environment, as the environment itself has it.
         protocol: plain JSON values that say how the environment is run (autoreset mode, stickiness, no-ops, life
             and FIRE rules, frame skip, action set, cap), for the records of an evaluation.
@@ -84,23 +86,24 @@ class VectorEnvironment(ABC):
         """
         raise UserError(f"'{self.id}' gives no picture: it was not made for rendering")
 
-    def policy_observations(self, batch: NDArray[Any]) -> NDArray[Any]:
+    def policy_observations(self, batch: Any) -> ObservationBatch:
         """Convert a batch of observations as the environment's own space has them to what the policy sees."""
-        return batch
+        observations: ObservationBatch = batch
+        return observations
 
     def environment_actions(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Convert a batch of the policy's actions to the environment's own space."""
         return batch
 
     @abstractmethod
-    def reset(self, seeds: Sequence[int] | None) -> NDArray[Any]:
+    def reset(self, seeds: Sequence[int] | None) -> ObservationBatch:
         """Start a fresh episode in every environment and forget the unfinished ones.
 
         Args:
             seeds: one non-negative integer per environment, or None to go on with the environments' own generators.
 
         Returns:
-            (N, *obs) first observations, a fresh array.
+            (N, *obs) first observations, fresh arrays.
 
         Raises:
             ValueError: the number of seeds is not `num_envs`, or one is negative.
@@ -111,8 +114,9 @@ class VectorEnvironment(ABC):
         """Act once in every environment.
 
         Args:
-            actions: (N,) int64 counted from 0, or (N, d) float32 with -1 and 1 at the bounds of a Box. They are clipped
-                to the bounds here, since environments charge control costs on what they are given.
+            actions: (N,) int64 counted from 0, (N, K) of such numbers, (N, d) zeros and ones, or (N, d) float32 with
+                -1 and 1 at the bounds of a Box. The last are clipped to the bounds here, since environments charge
+                control costs on what they are given.
 
         Raises:
             RunError: a Box action is not finite, or the environment breaks the rules of its autoreset mode.

@@ -5,7 +5,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -199,14 +199,6 @@ def test_a_registered_environment_need_not_know_render_modes(monkeypatch: pytest
     assert environment.reset([0, 1]).shape == (2, 2)
     with pytest.raises(UserError, match="cannot be made"):
         make_vec(spec.id, 1, render=True)
-
-
-def test_spaces_that_are_not_understood_are_named() -> None:
-    class Odd(Scripted):
-        observation_space = Dict({"a": Discrete(2)})  # type: ignore[assignment]  # that is the point
-
-    with pytest.raises(UserError, match="Dict"):
-        make_vec(lambda: Odd([(3, True, False)]), 2)
 
 
 def test_a_factory_that_returns_one_environment_twice_is_refused() -> None:

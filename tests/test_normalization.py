@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import acktr
-from acktr.agents.networks import Encoder
+from acktr.agents.encoders import Encoder
 from acktr.agents.normalization import ObservationNorm, RewardScale
 from acktr.errors import UserError
 

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text
 
 from acktr.agents import checkpoint
 from acktr.agents.policy import ActorCritic
@@ -53,6 +53,11 @@ def state(**changes: Any) -> dict[str, Any]:
         Box(-1.0, 1.0, (), np.float32),
         Box(0, 1, (0,), np.float32),
         Box(-5, 5, (2, 2), np.int64),
+        MultiDiscrete([3, 2, 5]),
+        MultiDiscrete([[3, 2], [5, 4]], start=[[1, 0], [0, -2]]),
+        MultiBinary(7),
+        MultiBinary([2, 3]),
+        Dict({"b": Box(-1, 1, (3,)), "a": Discrete(4), "a/b": MultiBinary(2)}),
     ],
 )
 def test_spaces_come_back_equal_through_a_file(space: gymnasium.Space[Any], tmp_path: Path) -> None:
@@ -65,7 +70,7 @@ def test_spaces_come_back_equal_through_a_file(space: gymnasium.Space[Any], tmp_
 
 def test_spaces_that_no_policy_takes_are_refused() -> None:
     with pytest.raises(UserError, match="cannot be saved"):
-        space_to_dict(Dict({"a": Discrete(2)}))
+        space_to_dict(Dict({"a": Text(4)}))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,11 @@ def test_spaces_that_no_policy_takes_are_refused() -> None:
         {"type": "Tuple"},
         {"type": "Discrete", "n": 0, "start": 0},
         {"type": "Discrete", "n": "many", "start": 0},
+        {"type": "MultiDiscrete", "shape": [2], "nvec": [2, 3, 4], "start": 0},
+        {"type": "MultiDiscrete", "shape": [2], "nvec": [2, 10**30], "start": 0},
+        {"type": "MultiBinary", "n": -3},
+        {"type": "Dict", "spaces": [1, 2]},
+        {"type": "Dict", "spaces": {"a": {"type": "Discrete"}}},
         {"type": "Box", "shape": [2], "dtype": "float32", "low": [0.0], "high": [1.0, 2.0, 3.0]},
         {"type": "Box", "shape": [2], "dtype": "object", "low": 0.0, "high": 1.0},
         {"type": "Box", "shape": [10**6, 10**9], "dtype": "uint8", "low": 0, "high": 1},

@@ -1,5 +1,6 @@
 """K-FAC for PyTorch as an optimizer of its own: this package imports torch and nothing else of the project."""
 
+from acktr.kfac.distributions import MultiCategorical
 from acktr.kfac.metrics import EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, sample
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.trust_region import mean_kl, weighted_mean
@@ -11,6 +12,7 @@ __all__ = [
     "GaussNewton",
     "Joint",
     "Metric",
+    "MultiCategorical",
     "mean_kl",
     "sample",
     "weighted_mean",

@@ -16,6 +16,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, distributions
 
+from acktr.kfac.distributions import MultiCategorical
+
 FisherKind = Literal["sampled", "exact"]
 
 
@@ -41,7 +43,7 @@ class Metric(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fisher:
-    """Fisher metric of a distribution of torch: Categorical, Bernoulli, Normal, or Independent of them.
+    """Fisher metric of a Categorical, MultiCategorical, Bernoulli or Normal, or of Independent ones.
 
     Attributes:
         distribution: batch of N distributions with their graph.
@@ -73,7 +75,7 @@ class Fisher:
         return -_per_example(self.distribution.log_prob(outcome)).unsqueeze(0)
 
     def exact_losses(self) -> Tensor:
-        """(C, N): C outcomes of a Categorical, one column per Bernoulli, two per Gaussian dimension.
+        """(C, N): a column per outcome of each Categorical, one per Bernoulli, two per Gaussian dimension.
 
         Of a sampled metric whose distribution has no known closed form, (1, N): the sampled loss.
 
@@ -84,9 +86,9 @@ class Fisher:
         while isinstance(base, distributions.Independent):
             base = base.base_dist
         if isinstance(base, distributions.Categorical):
-            # column c is sqrt(p_c) (e_c - p), the gradient of sqrt(p_c) log p_c
-            log_probs = base.logits
-            return _columns(log_probs.detach().mul(0.5).exp() * log_probs)
+            return _categorical_columns(base)
+        if isinstance(base, MultiCategorical):
+            return torch.cat([_categorical_columns(part) for part in base.parts])
         if isinstance(base, distributions.Bernoulli):
             probs = base.probs.detach()
             return _columns((probs * (1 - probs)).sqrt() * base.logits)
@@ -195,7 +197,8 @@ def sample(distribution: distributions.Distribution, generator: torch.Generator 
     """Draw one outcome per example, from a generator of one's own where torch's distributions take none.
 
     Args:
-        distribution: Categorical, Bernoulli, Normal or Independent of them; any other uses the default generator.
+        distribution: Categorical, MultiCategorical, Bernoulli, Normal or Independent ones; any other uses the default
+            generator.
         generator: source of randomness, on the distribution's device; None takes torch's default one.
 
     Returns:
@@ -203,6 +206,8 @@ def sample(distribution: distributions.Distribution, generator: torch.Generator 
     """
     if isinstance(distribution, distributions.Independent):
         return sample(distribution.base_dist, generator)
+    if isinstance(distribution, MultiCategorical):
+        return torch.stack([sample(part, generator) for part in distribution.parts], dim=-1)
     if isinstance(distribution, distributions.Categorical):
         # an exponential race: argmax of p_c / e_c is distributed as p; no host read, no error on non-finite logits
         probs = distribution.logits.exp()
@@ -216,6 +221,12 @@ def sample(distribution: distributions.Distribution, generator: torch.Generator 
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
         return mean + distribution.scale * noise
     return distribution.sample()
+
+
+def _categorical_columns(distribution: distributions.Categorical) -> Tensor:
+    """Column c is sqrt(p_c) (e_c - p), the gradient of sqrt(p_c) log p_c."""
+    log_probs = distribution.logits
+    return _columns(log_probs.detach().mul(0.5).exp() * log_probs)
 
 
 def _per_example(values: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ the policy before and after is `1/2 sᵀ F s` nats.
 import torch
 from torch import Tensor, distributions
 
+from acktr.kfac.distributions import MultiCategorical, divergence
+
 
 def trust_region_scale(quadratic: Tensor, max_kl: float | None) -> Tensor:
     """Largest factor, at most 1, by which a step may be taken so that `1/2 sᵀ F s <= max_kl`.
@@ -43,8 +45,8 @@ def mean_kl(
 ) -> Tensor:
     """Mean KL(before || after) over the examples, in nats, 0-d.
 
-    Categorical and Normal distributions are compared in float64: between float32 log-probabilities a KL below 1e-7
-    drowns in rounding, and may come out negative.
+    Distributions of the types below are compared in float64: between float32 log-probabilities a KL below
+    1e-7 drowns in rounding, and may come out negative.
 
     Args:
         before: batch of N distributions.
@@ -52,20 +54,9 @@ def mean_kl(
         weights: (N,) non-negative weights of the examples, or None.
 
     Returns:
-        0-d; float64 for Categorical and Normal, else the distributions' own dtype.
+        0-d; float64 for Categorical, MultiCategorical, Bernoulli and Normal, else the distributions' own dtype.
     """
-    before, after = _double(before), _double(after)
-    if isinstance(before, distributions.Categorical) and isinstance(after, distributions.Categorical):
-        divergence = _categorical_kl(before, after)
-    else:
-        divergence = distributions.kl_divergence(before, after)
-    return weighted_mean(divergence if divergence.dim() == 1 else divergence.flatten(1).sum(1), weights)
-
-
-def _categorical_kl(before: distributions.Categorical, after: distributions.Categorical) -> Tensor:
-    """KL by the logarithms; torch's own is infinite as soon as a probability underflows, some 745 nats down."""
-    terms = before.probs * (before.logits - after.logits)
-    return torch.where(before.probs > 0, terms, 0.0).sum(-1)
+    return weighted_mean(divergence(_double(before), _double(after)), weights)
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -81,8 +72,12 @@ def _double(distribution: distributions.Distribution) -> distributions.Distribut
     if isinstance(distribution, distributions.Independent):
         inner = _double(distribution.base_dist)
         return distributions.Independent(inner, distribution.reinterpreted_batch_ndims, validate_args=False)
+    if isinstance(distribution, MultiCategorical) and distribution.logits.device.type != "mps":
+        return MultiCategorical(distribution.logits.double(), distribution.sizes)
     if isinstance(distribution, distributions.Categorical) and distribution.logits.device.type != "mps":
         return distributions.Categorical(logits=distribution.logits.double(), validate_args=False)
+    if isinstance(distribution, distributions.Bernoulli) and distribution.logits.device.type != "mps":
+        return distributions.Bernoulli(logits=distribution.logits.double(), validate_args=False)
     if isinstance(distribution, distributions.Normal) and distribution.loc.device.type != "mps":
         return distributions.Normal(distribution.loc.double(), distribution.scale.double(), validate_args=False)
     return distribution

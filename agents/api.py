@@ -25,6 +25,7 @@ from acktr.agents.runs import (
     is_convolutional,
     make_environment,
     set_threads,
+    with_choices,
 )
 from acktr.agents.settings import EVALUATION_SEED, Settings
 from acktr.agents.spaces import space_from_dict
@@ -84,6 +85,7 @@ class Agent:
         self._env, self._total_timesteps = env, settings.total_timesteps
         self._run_dir = None if run_dir is None else Path(run_dir)
         environment = make_environment(settings, env)
+        settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         device, _ = choose_device(settings, environment)
         streams = Streams(settings.seed, device)

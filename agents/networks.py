@@ -101,6 +101,26 @@ def nature_torso(
     )
 
 
+def small_conv_torso(shape: tuple[int, ...], *, channels: Sequence[int], features: int) -> nn.Sequential:
+    """Convolutions of 3x3 with stride 2 and a linear layer, for small frames.
+
+    Two convolutions are the network of Wu et al. 2017 for 42x42 pictures, four that of Pathak et al. 2017 (theirs with
+    ELU). The last ones may run out of pixels, which padding then stands in for.
+
+    Args:
+        shape: (C, H, W) of the encoded frames.
+        channels: of the convolutions, each of which halves height and width, rounded up.
+        features: width of the linear layer.
+    """
+    inputs, height, width = shape
+    layers: list[nn.Module] = []
+    for outputs in channels:
+        layers += [_orthogonal(nn.Conv2d(inputs, outputs, 3, 2, padding=1)), nn.ReLU(inplace=True)]
+        inputs, height, width = outputs, (height + 1) // 2, (width + 1) // 2
+    linear = _orthogonal(nn.Linear(inputs * height * width, features))
+    return nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU(inplace=True))
+
+
 def mlp_torso(inputs: int, *, sizes: Sequence[int], activation: str) -> nn.Sequential:
     """Linear layers with an activation behind each.
 
@@ -120,14 +140,16 @@ def build_torso(encoder: Encoder, settings: Settings) -> nn.Sequential:
     """The torso that the settings name, on encoded observations.
 
     Raises:
-        UserError: network 'nature' on observations that are no frames.
+        UserError: a convolutional network on observations that are no frames.
     """
     kind = settings.network
     if kind == "auto":
         kind = "nature" if encoder.is_image else "mlp"
+    if kind in ("nature", "small-conv") and not encoder.is_image:
+        raise UserError(f"network '{kind}' takes frames (uint8 on three axes); use --network mlp for vectors")
+    if kind == "small-conv":
+        return small_conv_torso(encoder.shape, channels=settings.conv_channels, features=settings.conv_features)
     if kind == "nature":
-        if not encoder.is_image:
-            raise UserError("network 'nature' takes frames (uint8 on three axes); use --network mlp for vectors")
         return nature_torso(
             encoder.shape,
             channels=settings.conv_channels,

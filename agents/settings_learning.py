@@ -13,15 +13,16 @@ Schedule = Literal["linear", "late", "constant"]
 class NetworkSettings:
     """Torsos and heads."""
 
-    network: Literal["auto", "nature", "mlp"] = setting(
+    network: Literal["auto", "nature", "small-conv", "mlp"] = setting(
         "auto",
-        "nature: convolutions for images; mlp: for vectors; auto: by the observation space.",
+        "nature: three convolutions, for images; small-conv: any number of 3x3 stride 2, for small ones; mlp: for "
+        "vectors; auto: nature or mlp.",
         typical="auto",
         origin="this project",
     )
     conv_channels: tuple[int, ...] = setting(
         (32, 64, 32),
-        "Channels of the three convolutions (8x8 stride 4, 4x4 stride 2, 3x3 stride 1).",
+        "Channels of the convolutions; nature has three (8x8 stride 4, 4x4 stride 2, 3x3 stride 1).",
         typical="32 64 32 (ACKTR) or 32 64 64 (DQN)",
         origin="Wu et al. 2017",
         low=1,
@@ -31,7 +32,7 @@ class NetworkSettings:
     )
     zero_sum_filters: bool = setting(
         True,
-        "Each filter of the first convolution sums to 0 at the start, so that a uniform background gives no answer.",
+        "nature: each filter of the first convolution sums to 0 at the start, so that a uniform background gives no answer.",
         typical="true",
         origin="this project: on Pong's grey a third of all units never fire otherwise",
     )

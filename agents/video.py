@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from acktr.agents.policy import ActorCritic
+from acktr.agents.runs import pixels_of
 from acktr.agents.settings import Settings
 from acktr.envs.make import family, make_screen, make_vec
 from acktr.envs.vector import VectorEnvironment
@@ -113,6 +114,7 @@ def _pair(settings: Settings, *, atari: bool) -> tuple[VectorEnvironment, Vector
         fire_after_life_loss=settings.fire_after_life_loss,
         noop_max=settings.noop_max,
         render=not atari,
+        pixels=pixels_of(settings),
     )
     if not atari:
         return environment, None

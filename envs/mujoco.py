@@ -23,6 +23,8 @@ from acktr.errors import UserError
 
 _SUPERSAMPLING = 2
 _FILM_SIZE = 480
+_ROUNDNESS = 12, 6, 2  # slices and stacks of spheres and cylinders, rectangles of a box's side
+_FLOOR_TILES = 10  # from the middle of a floor to its edge
 _MAX_GEOMS = 1000
 _CLOSER: dict[str, dict[str, Any]] = {
     # gymnasium's view of the whole arena leaves the target half a pixel
@@ -254,17 +256,25 @@ class _Painter:
         self._shared.leave()
 
     def _make_context(self, size: int, *, plain: bool) -> Any:
-        """Buffers of the picture's size; the model, which says another one, is left as it was."""
+        """Buffers of the picture's size, and floors of few tiles; the model, which says others, is left as it was."""
         mujoco, model = self._mujoco, self._world.model
         vis, quality = model.vis.global_, model.vis.quality
         before = vis.offwidth, vis.offheight, quality.offsamples, quality.shadowsize
+        roundness = quality.numslices, quality.numstacks, quality.numquads
+        floors = np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE)
+        spacing = model.geom_size[floors, 2].copy()
         vis.offwidth, vis.offheight = size, size
         if plain:
             quality.offsamples = quality.shadowsize = 0
+            quality.numslices, quality.numstacks, quality.numquads = _ROUNDNESS
+            # tiles finer than what is lit by one lamp cost more than all else: Hopper's floor has 40,000
+            model.geom_size[floors, 2] = np.maximum(spacing, model.geom_size[floors, :2].max(axis=1) / _FLOOR_TILES)
         try:
             context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         finally:
             vis.offwidth, vis.offheight, quality.offsamples, quality.shadowsize = before
+            quality.numslices, quality.numstacks, quality.numquads = roundness
+            model.geom_size[floors, 2] = spacing
         return context
 
 

@@ -101,7 +101,9 @@ def nature_torso(
     )
 
 
-def small_conv_torso(shape: tuple[int, ...], *, channels: Sequence[int], features: int) -> nn.Sequential:
+def small_conv_torso(
+    shape: tuple[int, ...], *, channels: Sequence[int], features: int, zero_sum: bool = True
+) -> nn.Sequential:
     """Convolutions of 3x3 with stride 2 and a linear layer, for small frames.
 
     Two convolutions are the network of Wu et al. 2017 for 42x42 pictures, four that of Pathak et al. 2017 (theirs with
@@ -111,12 +113,15 @@ def small_conv_torso(shape: tuple[int, ...], *, channels: Sequence[int], feature
         shape: (C, H, W) of the encoded frames.
         channels: of the convolutions, each of which halves height and width, rounded up.
         features: width of the linear layer.
+        zero_sum: see `without_sums`.
     """
     inputs, height, width = shape
     layers: list[nn.Module] = []
     for outputs in channels:
         layers += [_orthogonal(nn.Conv2d(inputs, outputs, 3, 2, padding=1)), nn.ReLU(inplace=True)]
         inputs, height, width = outputs, (height + 1) // 2, (width + 1) // 2
+    if zero_sum:
+        without_sums(layers[0])
     linear = _orthogonal(nn.Linear(inputs * height * width, features))
     return nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU(inplace=True))
 
@@ -148,7 +153,12 @@ def build_torso(encoder: Encoder, settings: Settings) -> nn.Sequential:
     if kind in ("nature", "small-conv") and not encoder.is_image:
         raise UserError(f"network '{kind}' takes frames (uint8 on three axes); use --network mlp for vectors")
     if kind == "small-conv":
-        return small_conv_torso(encoder.shape, channels=settings.conv_channels, features=settings.conv_features)
+        return small_conv_torso(
+            encoder.shape,
+            channels=settings.conv_channels,
+            features=settings.conv_features,
+            zero_sum=settings.zero_sum_filters,
+        )
     if kind == "nature":
         return nature_torso(
             encoder.shape,

@@ -170,7 +170,7 @@ def resolve(overrides: Mapping[str, Any], *, preset: str | Path | None = None, f
     own = chosen if chosen is not None and chosen.name not in names() else None
     env = str(overrides.get("env") or (own.values.get("env", "") if own else ""))
     shipped, reason = (chosen, "") if own is None else (None, "")
-    if shipped is None and env and overrides.get("pixels", bool(own) and own.values.get("pixels")):
+    if shipped is None and env and overrides.get("pixels", own is not None and own.values.get("pixels")):
         shipped = load(FROM_PIXELS)
         reason = f" (pixels of {env})"
     elif shipped is None and env:

@@ -41,8 +41,8 @@ class Settings(  # fields stand in the order of the bases from last to first
             raise UserError("setting 'env' is empty: name an environment, for example --env CartPole-v1")
         if self.network != "small-conv" and len(self.conv_channels) != 3:
             raise UserError(
-                f"setting 'conv_channels' takes three whole numbers, got {self.conv_channels}; network small-conv takes "
-                "any number of them"
+                f"setting 'conv_channels' takes three whole numbers, got {self.conv_channels}; with network "
+                "small-conv any number"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,14 +15,15 @@ class NetworkSettings:
 
     network: Literal["auto", "nature", "small-conv", "mlp"] = setting(
         "auto",
-        "nature: three convolutions, for images; small-conv: any number of 3x3 stride 2, for small ones; mlp: for "
-        "vectors; auto: nature or mlp.",
+        "nature: three convolutions, for images; small-conv: 3x3 ones, for small images; mlp: for vectors; auto: "
+        "nature or mlp, by the observation space.",
         typical="auto",
         origin="this project",
     )
     conv_channels: tuple[int, ...] = setting(
         (32, 64, 32),
-        "Channels of the convolutions; nature has three (8x8 stride 4, 4x4 stride 2, 3x3 stride 1).",
+        "Channels of the convolutions: three for nature (8x8 stride 4, 4x4 stride 2, 3x3 stride 1), any number for "
+        "small-conv (3x3 stride 2).",
         typical="32 64 32 (ACKTR) or 32 64 64 (DQN)",
         origin="Wu et al. 2017",
         low=1,
@@ -32,7 +33,7 @@ class NetworkSettings:
     )
     zero_sum_filters: bool = setting(
         True,
-        "nature: each filter of the first convolution sums to 0 at the start, so that a uniform background gives no answer.",
+        "Each filter of the first convolution sums to 0 at the start, so that a uniform background gives no answer.",
         typical="true",
         origin="this project: on Pong's grey a third of all units never fire otherwise",
     )

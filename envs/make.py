@@ -178,11 +178,12 @@ def _make_own(
         envs, chosen, note = vectorized(factory, single, num_envs, how=vectorization, name=name, mode=mode)
         played = single if seen is None else single.env  # type: ignore[attr-defined]
         spec = played.spec
-        known = spec is not None and spec.id in gymnasium.registry
         environment = GymnasiumEnvironment(
             envs,
             name=spec.id if spec is not None else name,
-            family=family(spec.id) if known else family_of_space(played.observation_space),
+            family=family(spec.id)
+            if spec is not None and spec.id in gymnasium.registry
+            else family_of_space(played.observation_space),
             max_episode_steps=spec.max_episode_steps if spec is not None else None,
             own=not _is_plain(played),
         )

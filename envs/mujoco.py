@@ -57,9 +57,7 @@ class PixelFactory:
         renderer: what draws.
     """
 
-    def __init__(
-        self, factory: Callable[[], gymnasium.Env[Any, Any]], *, pixels: Pixels, renderer: Renderer
-    ) -> None:
+    def __init__(self, factory: Callable[[], gymnasium.Env[Any, Any]], *, pixels: Pixels, renderer: Renderer) -> None:
         self.factory = factory
         self.pixels = pixels
         self.renderer = renderer
@@ -76,7 +74,8 @@ class PixelFactory:
             name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
             env.close()
             raise UserError(
-                f"pixels are for gymnasium's MuJoCo environments such as HalfCheetah-v5; '{name}' is none: leave them off"
+                f"pixels are for gymnasium's MuJoCo environments such as HalfCheetah-v5; '{name}' is none: leave them "
+                "off"
             )
         return PixelObservation(env, pixels=self.pixels, context=self._context)
 

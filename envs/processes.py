@@ -3,11 +3,12 @@
 Gymnasium's `AsyncVectorEnv` takes a process for each environment and sends every `info` through a pipe. Here a step is
 one short message each way for each worker; observations, actions and rewards lie in shared memory.
 
-Workers are fresh interpreters: nothing is forked, so that no thread, lock or OpenGL context of the trainer is there, and
-the main module is not run again, as it would be by `multiprocessing`. They end when the trainer's process does, however
-it ends, and leave nothing behind: the shared memory has no name.
+Workers are fresh interpreters: nothing is forked, so that no thread, lock or OpenGL context of the trainer is there,
+and the main module is not run again, as it would be by `multiprocessing`. They end when the trainer's process does,
+however it ends, and leave nothing behind: the shared memory has no name.
 """
 
+import itertools
 import json
 import os
 import pickle
@@ -32,7 +33,7 @@ from acktr.errors import RunError, UserError
 
 _SECONDS_TO_CLOSE = 5.0
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from acktr.envs.worker import serve; serve({})"
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def supported() -> bool:
@@ -76,7 +77,7 @@ class ProcessVectorEnv(GroupedVectorEnv):
         try:
             super().__init__(single, num_envs, map_arrays(memory, observations, actions, num_envs), mode)
             bounds = [round(num_envs * worker / workers) for worker in range(workers + 1)]
-            self._shares = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+            self._shares = [slice(*pair) for pair in itertools.pairwise(bounds)]
             try:
                 sent = cloudpickle.dumps(factory)
                 shares = [
@@ -202,7 +203,9 @@ class ProcessVectorEnv(GroupedVectorEnv):
         try:
             status = self._processes[worker].wait(_SECONDS_TO_CLOSE)
         except subprocess.TimeoutExpired:
-            return RunError(f"a worker process of '{self._name}' closed its pipe: does the environment close descriptors?")
+            return RunError(
+                f"a worker process of '{self._name}' closed its pipe: does the environment close descriptors?"
+            )
         reason = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
         advice = "; is there enough memory?" if status == -9 else ""
         share = self._shares[worker]

@@ -85,7 +85,9 @@ def _find(asked: str) -> Renderer:
         failures.append(f"{candidate}: {' '.join(found['error'].split())[:100]}")
     advice = "install libegl1 and libgl1-mesa-dri, or libosmesa6 (the names on Debian and Ubuntu)"
     if asked:
-        raise UserError(f"MUJOCO_GL={asked} does not work here ({failures[0]}): unset it to try the others, or {advice}")
+        raise UserError(
+            f"MUJOCO_GL={asked} does not work here ({failures[0]}): unset it to try the others, or {advice}"
+        )
     raise UserError(f"pixel observations need a renderer, and none works here: {advice} ({'; '.join(failures)})")
 
 

@@ -76,9 +76,7 @@ def map_arrays(
     return _lay_out(observations, actions, num_envs, place)
 
 
-def local_arrays(
-    observations: gymnasium.Space[Any], actions: gymnasium.Space[Any], num_envs: int
-) -> SharedArrays:
+def local_arrays(observations: gymnasium.Space[Any], actions: gymnasium.Space[Any], num_envs: int) -> SharedArrays:
     """The same arrays in this process's own memory.
 
     Raises:

@@ -84,11 +84,13 @@ def vectorized(
     return local(), "sync", f"vectorization: sync, {figures}"
 
 
-def _time(envs: VectorEnv[Any, Any, Any], *, close: bool = True, clock: Callable[[], float] = time.perf_counter) -> float:
+def _time(
+    envs: VectorEnv[Any, Any, Any], *, close: bool = True, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Median seconds of a step with random actions."""
     try:
         envs.action_space.seed(0)
-        envs.reset(seed=list(range(envs.num_envs)))
+        envs.reset(seed=list(range(envs.num_envs)))  # type: ignore[arg-type]  # one each is allowed
         envs.step(envs.action_space.sample())  # the first one warms up
         seconds: list[float] = []
         end = clock() + _SECONDS

@@ -62,7 +62,11 @@ def record(
     if not os.access(output if output.exists() else output.parent, os.W_OK):
         raise UserError(f"{output} cannot be written: no permission; give another path")
     atari = family(settings.env) == "atari"
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if (
+        not settings.pixels
+        and sys.platform == "linux"
+        and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    ):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own choice, GLFW, needs a display
     environment, screen = _pair(settings, atari=atari)
     fps = _ATARI_FPS if atari else environment.render_fps

@@ -69,7 +69,7 @@ def make_vec(
         num_threads: emulator threads of Atari ids; 0 takes the cores this process may use.
         autoreset_mode: for ids and factories the mode to build with (None: NEXT_STEP); for a vector environment
             None takes what it declares and a value overrides that. The meaning of `Step` is the same in all.
-        render: ids other than Atari's only: make them so that `render` gives pictures.
+        render: ids other than Atari's only: make them so that `render` gives pictures; in this process.
         pixels: MuJoCo environments only: observe pictures.
         vectorization: "sync": all in this process; "async": in worker processes; "auto": what is quicker, found by
             measuring both. Both give the same bytes. A function stays in this process under "auto", as the caller may
@@ -112,7 +112,7 @@ def make_vec(
         raise _no_environment(env)
     if spec is not None and spec.entry_point is None:
         raise UserError(f"'{name}' exists as a vector environment only; make it and pass the object instead of the id")
-    if spec is None and vectorization == "auto":
+    if render or (spec is None and vectorization == "auto"):
         vectorization = "sync"
     return _make_own(
         env if callable(env) else functools.partial(make_single, find_spec(name), render=render),

@@ -159,7 +159,12 @@ class ProcessVectorEnv(GroupedVectorEnv):
         inherited = (theirs.fileno(), lifeline, memory)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-c", _START.format(", ".join(map(str, inherited))), json.dumps(sys.path)],
+                [
+                    sys.executable,
+                    "-c",
+                    _START.format(", ".join(map(str, inherited))),
+                    json.dumps([str(path) for path in sys.path]),
+                ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=inherited,
                 env={**os.environ, **_ONE_THREAD},

@@ -148,7 +148,9 @@ def test_an_environment_that_raises_ends_the_run_in_one_line_that_names_it(how: 
     environment.step(np.zeros((3, 1), np.float32))
     with pytest.raises(RunError) as caught:
         environment.step(np.zeros((3, 1), np.float32))
-    expected = r"environment 0 of 'Counting' failed: ValueError: the wheel fell off \(.*test_envs_vectorization.py:\d+\)"
+    expected = (
+        r"environment 0 of 'Counting' failed: ValueError: the wheel fell off \(.*test_envs_vectorization.py:\d+\)"
+    )
     assert re.fullmatch(expected, str(caught.value))
     assert how == "sync" or "In worker process 0" in caught.value.__notes__[0]  # the whole trace, for people in Python
     environment.close()
@@ -173,7 +175,7 @@ def test_a_worker_that_is_killed_is_named_and_the_others_end() -> None:
     pids = workers_of(environment)
     environment.reset([0, 1])
     environment.step(np.zeros((2, 1), np.float32))
-    with pytest.raises(RunError, match="with environments 0 to .* was killed by signal 9; is there enough memory"):
+    with pytest.raises(RunError, match=r"with environments 0 to .* was killed by signal 9; is there enough memory"):
         environment.step(np.zeros((2, 1), np.float32))
     with pytest.raises(RunError, match="failed before"):
         environment.step(np.zeros((2, 1), np.float32))
@@ -196,7 +198,7 @@ def test_what_cannot_be_sent_to_workers_is_said_so() -> None:
         with lock:
             return counting()()
 
-    with pytest.raises(UserError, match="'factory' cannot be sent to worker processes .*: use vectorization sync"):
+    with pytest.raises(UserError, match=r"'factory' cannot be sent to worker processes .*: use vectorization sync"):
         make_vec(factory, 2, vectorization="async")
 
 

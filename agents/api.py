@@ -94,6 +94,8 @@ class Agent:
         updater = build_updater(settings, policy, streams)
         folder = None if run_dir is None else RunFolder.create(settings, Path(run_dir))
         reporter = Reporter(folder, settings, console=verbose)
+        for note in environment.notes:
+            reporter.message(note)
         self._trainer = Trainer(
             settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
         )

@@ -71,5 +71,5 @@ def test_small_convolutions_take_any_number_of_channels_and_frames_alone() -> No
     assert sum(isinstance(layer, nn.Conv2d) for layer in build_torso(frames, settings)) == 2
     with pytest.raises(UserError, match="'small-conv' takes frames"):
         build_torso(Encoder(spaces.Box(-1, 1, (3,), np.float32)), settings)
-    with pytest.raises(UserError, match="takes three whole numbers, got .*small-conv any number"):
+    with pytest.raises(UserError, match=r"takes three whole numbers, got .*small-conv any number"):
         Settings(env="Hopper-v5", conv_channels=(8, 8))

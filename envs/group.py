@@ -84,7 +84,7 @@ class EnvironmentGroup:
                     observation, _ = env.reset()
                     reward, terminated, truncated = 0.0, False, False
                 else:
-                    observation, given, terminated, truncated, _ = env.step(rows_of_one(actions, index))
+                    observation, given, terminated, truncated, _ = env.step(_action(actions, index))
                     reward = float(given)
                     if mode is AutoresetMode.SAME_STEP and (terminated or truncated):
                         write_into(self._final_rows[index], observation)
@@ -201,8 +201,17 @@ class LocalVectorEnv(GroupedVectorEnv):
         self._group.step(actions)
 
 
+def _action(actions: Any, row: int) -> Any:
+    """One environment's action; of a Discrete space a scalar, which environments look up in dictionaries."""
+    if isinstance(actions, dict):
+        return {name: _action(part, row) for name, part in actions.items()}
+    if isinstance(actions, tuple):
+        return tuple(_action(part, row) for part in actions)
+    return actions[row]
+
+
 def rows_of_one(batch: Any, row: int) -> Any:
-    """One row of a batch: views, or a scalar's worth where rows are scalars."""
+    """One row of a batch as arrays to write into: views, of no dimension where rows are scalars."""
     if isinstance(batch, dict):
         return {name: rows_of_one(part, row) for name, part in batch.items()}
     if isinstance(batch, tuple):

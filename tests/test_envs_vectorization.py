@@ -106,6 +106,14 @@ def test_gymnasiums_own_vector_environment_gives_the_same_bytes() -> None:
         np.testing.assert_array_equal(one.valid, other.valid)
 
 
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_discrete_actions_are_scalars_that_an_environment_can_look_up(how: Any) -> None:
+    environment = make_vec("FrozenLake-v1", 2, vectorization=how)
+    assert environment.reset([0, 1]).tolist() == [0, 0]
+    assert environment.step(np.array([1, 2])).observations.shape == (2,)
+    environment.close()
+
+
 def test_dictionaries_and_tuples_of_arrays_cross_processes() -> None:
     space = gymnasium.spaces.Dict(
         a=gymnasium.spaces.Box(0, 255, (2, 3), np.uint8),

@@ -73,6 +73,9 @@ def parse_train(args: Sequence[str], *, description: str) -> TrainFlags:
     for name, value in (("env", selection.env), ("algorithm", selection.algorithm)):
         if value is not None:
             given |= convert({name: value}, source=flag(name))
+    pixels = [word == "--pixels" for word in args if word in ("--pixels", "--no-pixels")]
+    if pixels:  # like the two above, it has a say in which preset is taken
+        given["pixels"] = pixels[-1]
     resolution = presets.resolve(given, preset=selection.preset)
     shown = "; ".join(resolution.notes) or "no preset. Add --env ID to see those for an environment."
     parsed, unknown = tyro.cli(

@@ -24,6 +24,7 @@ from acktr.agents.runs import (
     is_convolutional,
     make_environment,
     set_threads,
+    with_choices,
 )
 from acktr.agents.settings import EVALUATION_SEED, Settings
 from acktr.agents.spaces import alike, first_difference, space_from_dict
@@ -83,6 +84,7 @@ class Agent:
         self._env, self._total_timesteps = env, settings.total_timesteps
         self._run_dir = None if run_dir is None else Path(run_dir)
         environment = make_environment(settings, env)
+        settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         device, _ = choose_device(settings, environment)
         streams = Streams(settings.seed, device)
@@ -91,6 +93,8 @@ class Agent:
         updater = build_updater(settings, policy, streams)
         folder = None if run_dir is None else RunFolder.create(settings, Path(run_dir))
         reporter = Reporter(folder, settings, console=verbose)
+        for note in environment.notes:
+            reporter.message(note)
         self._trainer = Trainer(
             settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
         )

@@ -50,6 +50,31 @@ def nature_torso(
     )
 
 
+def small_conv_torso(
+    shape: tuple[int, ...], *, channels: Sequence[int], features: int, zero_sum: bool = True
+) -> nn.Sequential:
+    """Convolutions of 3x3 with stride 2 and a linear layer, for small frames.
+
+    Two convolutions are the network of Wu et al. 2017 for 42x42 pictures, four that of Pathak et al. 2017 (theirs with
+    ELU). The last ones may run out of pixels, which padding then stands in for.
+
+    Args:
+        shape: (C, H, W) of the encoded frames.
+        channels: of the convolutions, each of which halves height and width, rounded up.
+        features: width of the linear layer.
+        zero_sum: see `without_sums`.
+    """
+    inputs, height, width = shape
+    layers: list[nn.Module] = []
+    for outputs in channels:
+        layers += [_orthogonal(nn.Conv2d(inputs, outputs, 3, 2, padding=1)), nn.ReLU(inplace=True)]
+        inputs, height, width = outputs, (height + 1) // 2, (width + 1) // 2
+    if zero_sum:
+        without_sums(layers[0])
+    linear = _orthogonal(nn.Linear(inputs * height * width, features))
+    return nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU(inplace=True))
+
+
 def mlp_torso(inputs: int, *, sizes: Sequence[int], activation: str) -> nn.Sequential:
     """Linear layers with an activation behind each.
 
@@ -82,7 +107,7 @@ class DictTorso(nn.Module):
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], images: Collection[str], settings: Settings) -> None:
         super().__init__()
         self.names = tuple(shapes)
-        parts = [_nature(shapes[name], settings) if name in images else nn.Flatten() for name in self.names]
+        parts = [_convolutions(shapes[name], settings) if name in images else nn.Flatten() for name in self.names]
         self.parts = nn.ModuleList(parts)
         widths = [settings.conv_features if name in images else math.prod(shapes[name]) for name in self.names]
         alone = len(self.names) == 1 and bool(images)
@@ -99,21 +124,24 @@ def build_torso(encoder: Encoder | DictEncoder, settings: Settings) -> nn.Module
     """The torso that the settings name, on encoded observations.
 
     Raises:
-        UserError: network 'nature' on observations that are no frames, and hold none.
+        UserError: a convolutional network on observations that are no frames, and hold none.
     """
     parts = encoder.parts if isinstance(encoder, DictEncoder) else {"": encoder}
     images = [name for name, part in parts.items() if part.is_image and settings.network != "mlp"]
-    if settings.network == "nature" and not images:
-        raise UserError("network 'nature' takes frames (uint8 on three axes); use --network mlp for vectors")
+    if settings.network in ("nature", "small-conv") and not images:
+        raise UserError(
+            f"network '{settings.network}' takes frames (uint8 on three axes); use --network mlp for vectors"
+        )
     if isinstance(encoder, DictEncoder):
         return DictTorso(encoder.shape, images, settings)
     if images:
-        return _nature(encoder.shape, settings)
+        return _convolutions(encoder.shape, settings)
     return nn.Sequential(nn.Flatten(), *_mlp(math.prod(encoder.shape), settings))
 
 
-def _nature(shape: tuple[int, ...], settings: Settings) -> nn.Sequential:
-    return nature_torso(
+def _convolutions(shape: tuple[int, ...], settings: Settings) -> nn.Sequential:
+    torso = small_conv_torso if settings.network == "small-conv" else nature_torso
+    return torso(
         shape, channels=settings.conv_channels, features=settings.conv_features, zero_sum=settings.zero_sum_filters
     )
 

@@ -2,7 +2,7 @@
 
 Precedence, highest first: flags (or keyword arguments), a preset file of the user's own, the shipped preset, the
 defaults of `Settings`. The shipped preset is the one named, else the one of the environment's family
-(`acktr.envs.make.family`). This module imports no torch.
+(`acktr.envs.make.family`), or `mujoco-pixels` where pixels are asked for. This module imports no torch.
 """
 
 import dataclasses
@@ -21,6 +21,9 @@ from acktr.errors import UserError
 
 FALLBACK = "vector"
 """The preset of environments whose family has none of its own."""
+
+FROM_PIXELS = "mujoco-pixels"
+"""The preset where pictures of a MuJoCo environment are asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +170,10 @@ def resolve(overrides: Mapping[str, Any], *, preset: str | Path | None = None, f
     own = chosen if chosen is not None and chosen.name not in names() else None
     env = str(overrides.get("env") or (own.values.get("env", "") if own else ""))
     shipped, reason = (chosen, "") if own is None else (None, "")
-    if shipped is None and env:
+    if shipped is None and env and overrides.get("pixels", own is not None and own.values.get("pixels")):
+        shipped = load(FROM_PIXELS)
+        reason = f" (pixels of {env})"
+    elif shipped is None and env:
         if family is None:
             from acktr.envs.make import family as family_of
 

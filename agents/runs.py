@@ -27,6 +27,7 @@ from acktr.agents.updates import Updater
 from acktr.envs.batches import leaf_spaces
 from acktr.envs.cpus import usable_cpus
 from acktr.envs.make import EnvironmentLike, make_vec
+from acktr.envs.mujoco import Pixels
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
 
@@ -49,6 +50,7 @@ def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()
     """
     environment = make_environment(settings)
     try:
+        settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         device, reason = choose_device(settings, environment)
         streams = Streams(settings.seed, device)
@@ -57,7 +59,7 @@ def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()
         updater = build_updater(settings, policy, streams)
         folder = RunFolder.create(settings, run_dir)
         with folder.lock(), Reporter(folder, settings) as reporter:
-            for note in (*notes, reason, f"run folder: {folder.path}"):
+            for note in (*notes, *environment.notes, reason, f"run folder: {folder.path}"):
                 reporter.message(note)
             trainer = Trainer(
                 settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
@@ -104,6 +106,7 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
         check_remakable(found[1].state, run, torso=True)
     environment = make_environment(settings)
     try:
+        settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         chosen, reason = choose_device(settings, environment)
         streams = Streams(settings.seed, chosen)
@@ -111,13 +114,14 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
         policy = build_policy(settings, environment, chosen)
         updater = build_updater(settings, policy, streams)
         with folder.lock(), Reporter(folder, settings, resume_at=done) as reporter:
-            if changes:
+            if settings != folder.settings:
                 folder.write_settings(settings)
             folder.record_start()
             trainer = Trainer(
                 settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
             )
-            reporter.message(reason)
+            for note in (*environment.notes, reason):
+                reporter.message(note)
             if state is None:
                 reporter.message("no checkpoint was written before the interruption: starting from the beginning")
             else:
@@ -163,7 +167,21 @@ def make_environment(settings: Settings, env: EnvironmentLike | None = None) -> 
         fire_after_life_loss=settings.fire_after_life_loss,
         noop_max=settings.noop_max,
         num_threads=settings.num_threads,
+        pixels=pixels_of(settings),
+        vectorization=settings.vectorization,
     )
+
+
+def pixels_of(settings: Settings) -> Pixels | None:
+    """How the settings say that the environment is seen; None for its own observations."""
+    return Pixels(size=settings.pixel_size, frame_stack=settings.frame_stack) if settings.pixels else None
+
+
+def with_choices(settings: Settings, environment: VectorEnvironment) -> Settings:
+    """The settings with what was chosen by measuring when the environment was made, so that a resumed run keeps it."""
+    if environment.vectorization is None or settings.vectorization != "auto":
+        return settings
+    return dataclasses.replace(settings, vectorization=environment.vectorization)
 
 
 def build_policy(
@@ -234,7 +252,7 @@ def _threads_asked_for() -> int:
 def is_convolutional(settings: Settings, environment: VectorEnvironment) -> bool:
     """Whether the settings come to a convolutional network on this environment."""
     frames = any(len(leaf.shape or ()) == 3 for leaf in leaf_spaces(environment.observation_space).values())
-    return settings.network == "nature" or (settings.network == "auto" and frames)
+    return settings.network in ("nature", "small-conv") or (settings.network == "auto" and frames)
 
 
 def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:

@@ -39,8 +39,11 @@ class Settings(  # fields stand in the order of the bases from last to first
             check(field, getattr(self, field.name))
         if self.env == "":
             raise UserError("setting 'env' is empty: name an environment, for example --env CartPole-v1")
-        if len(self.conv_channels) != 3:
-            raise UserError(f"setting 'conv_channels' takes three whole numbers, got {self.conv_channels}")
+        if self.network != "small-conv" and len(self.conv_channels) != 3:
+            raise UserError(
+                f"setting 'conv_channels' takes three whole numbers, got {self.conv_channels}; with network "
+                "small-conv any number"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (tuples as lists), ready for YAML or JSON."""

@@ -13,15 +13,17 @@ Schedule = Literal["linear", "late", "constant"]
 class NetworkSettings:
     """Torsos and heads."""
 
-    network: Literal["auto", "nature", "mlp"] = setting(
+    network: Literal["auto", "nature", "small-conv", "mlp"] = setting(
         "auto",
-        "nature: convolutions for images; mlp: for vectors; auto: by the observation space.",
+        "nature: three convolutions, for images; small-conv: 3x3 ones, for small images; mlp: for vectors; auto: "
+        "nature or mlp, by the observation space.",
         typical="auto",
         origin="this project",
     )
     conv_channels: tuple[int, ...] = setting(
         (32, 64, 32),
-        "Channels of the three convolutions (8x8 stride 4, 4x4 stride 2, 3x3 stride 1).",
+        "Channels of the convolutions: three for nature (8x8 stride 4, 4x4 stride 2, 3x3 stride 1), any number for "
+        "small-conv (3x3 stride 2).",
         typical="32 64 32 (ACKTR) or 32 64 64 (DQN)",
         origin="Wu et al. 2017",
         low=1,

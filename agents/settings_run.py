@@ -47,6 +47,29 @@ class EnvironmentSettings:
     num_steps: int = setting(
         20, "Steps per environment between updates.", typical="5 to 128", origin="ACKTR code, 20", low=1
     )
+    vectorization: Literal["auto", "sync", "async"] = setting(
+        "auto",
+        "Step environments in this process (sync) or in a worker process per core (async); auto measures both at the "
+        "start. Atari has threads of its own.",
+        typical="auto",
+        origin="this project",
+    )
+    pixels: bool = setting(
+        False,
+        "MuJoCo: observe pictures, drawn off-screen, instead of state vectors.",
+        typical="false",
+        origin="Wu et al. 2017, section 5.2",
+    )
+    pixel_size: int = setting(
+        42, "Pixels: height and width of a picture.", typical="42 to 84", origin="Wu et al. 2017, their code", low=8
+    )
+    frame_stack: int = setting(
+        2,
+        "Pixels: RGB pictures of successive steps in one observation.",
+        typical="2 to 4",
+        origin="Wu et al. 2017, their code",
+        low=1,
+    )
     reward_clip: Literal["sign", "none"] = setting(
         "none",
         "sign: learn from the sign of the reward (scores stay raw).",

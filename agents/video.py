@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from acktr.agents.observations import to_tensors
 from acktr.agents.policy import ActorCritic
+from acktr.agents.runs import pixels_of
 from acktr.agents.settings import Settings
 from acktr.envs.batches import ObservationBatch
 from acktr.envs.make import family, make_screen, make_vec
@@ -63,7 +64,11 @@ def record(
     if not os.access(output if output.exists() else output.parent, os.W_OK):
         raise UserError(f"{output} cannot be written: no permission; give another path")
     atari = family(settings.env) == "atari"
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if (
+        not settings.pixels
+        and sys.platform == "linux"
+        and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    ):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own choice, GLFW, needs a display
     environment, screen = _pair(settings, atari=atari)
     fps = _ATARI_FPS if atari else environment.render_fps
@@ -119,6 +124,7 @@ def _pair(settings: Settings, *, atari: bool) -> tuple[VectorEnvironment, Vector
         fire_after_life_loss=settings.fire_after_life_loss,
         noop_max=settings.noop_max,
         render=not atari,
+        pixels=pixels_of(settings),
     )
     if not atari:
         return environment, None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from acktr.envs.batches import ObservationBatch, gather_rows, leaves, map_leaves
 from acktr.envs.episodes import EpisodeAccounting
+from acktr.envs.group import GroupedVectorEnv
 from acktr.envs.spaces import adapt_actions, adapt_observations
 from acktr.envs.vector import Step, VectorEnvironment, checked_seeds
 from acktr.errors import RunError, UserError
@@ -178,7 +179,7 @@ class GymnasiumEnvironment(VectorEnvironment):
     def _seed_argument(self, seeds: Sequence[int]) -> Any:
         values = checked_seeds(seeds, self.num_envs)
         base = self._env.unwrapped
-        if isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+        if isinstance(base, GroupedVectorEnv | SyncVectorEnv | AsyncVectorEnv):
             return values
         if type(base).__module__.startswith("ale_py."):
             return np.array(values, dtype=np.int64) % 2**31

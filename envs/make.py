@@ -1,17 +1,23 @@
 """The one entry to environments: `make_vec` for an id, a factory or a vector environment."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from acktr.envs.adaptor import GymnasiumEnvironment
 from acktr.envs.atari import atari_spec, make_atari
-from acktr.envs.registry import family, family_of_space, find_spec, make_single
+from acktr.envs.mujoco import PixelFactory, Pixels
+from acktr.envs.registry import family, family_of_space, find_spec
+from acktr.envs.renderers import find_renderer
+from acktr.envs.single import make_single
+from acktr.envs.spaces import adapt_actions, adapt_observations
 from acktr.envs.vector import VectorEnvironment
+from acktr.envs.vectorization import Vectorization, vectorized
 from acktr.errors import UserError
 
 EnvironmentLike = str | Callable[[], gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]
@@ -48,6 +54,8 @@ def make_vec(
     num_threads: int = 0,
     autoreset_mode: AutoresetMode | None = None,
     render: bool = False,
+    pixels: Pixels | None = None,
+    vectorization: Vectorization = "sync",
 ) -> VectorEnvironment:
     """Make `num_envs` environments that step together.
 
@@ -61,16 +69,28 @@ def make_vec(
         num_threads: emulator threads of Atari ids; 0 takes the cores this process may use.
         autoreset_mode: for ids and factories the mode to build with (None: NEXT_STEP); for a vector environment
             None takes what it declares and a value overrides that. The meaning of `Step` is the same in all.
-        render: ids other than Atari's only: make them so that `render` gives pictures.
+        render: ids other than Atari's only: make them so that `render` gives pictures; in this process.
+        pixels: MuJoCo environments only: observe pictures.
+        vectorization: "sync": all in this process; "async": in worker processes; "auto": what is quicker, found by
+            measuring both. Both give the same bytes. A function stays in this process under "auto", as the caller may
+            look at what it makes. Atari ids and vector environments go their own way.
 
     Raises:
         UserError: an unknown id (with the nearest ones), a missing dependency, spaces that are not understood, a
-            number of environments that does not fit, or a life rule where there are no lives.
+            number of environments that does not fit, a life rule where there are no lives, pixels where there is no
+            MuJoCo or no renderer, or worker processes that cannot be had.
     """
     if num_envs < 1:
         raise UserError(f"num_envs must be at least 1, got {num_envs}")
     spec = find_spec(env) if isinstance(env, str) else None
-    if spec is not None and family(spec.id) == "atari":
+    kind = family(spec.id) if spec is not None else None
+    if pixels is not None and (isinstance(env, VectorEnv) or kind not in (None, "mujoco")):
+        name = spec.id if spec is not None else _name(env)
+        raise UserError(
+            f"pixels are for MuJoCo environments such as HalfCheetah-v5; '{name}' is "
+            f"{'a vector environment' if spec is None else 'none'}: leave them off"
+        )
+    if spec is not None and kind == "atari":
         return make_atari(
             atari_spec(spec),
             num_envs,
@@ -90,12 +110,18 @@ def make_vec(
         return _adapt_vector_env(env, num_envs, name=name, autoreset_mode=autoreset_mode)
     if isinstance(env, gymnasium.Env) or not (spec is not None or callable(env)):
         raise _no_environment(env)
-    factory: Callable[[], gymnasium.Env[Any, Any]] = (
-        env if callable(env) else lambda: make_single(find_spec(name), render=render)
-    )
     if spec is not None and spec.entry_point is None:
         raise UserError(f"'{name}' exists as a vector environment only; make it and pass the object instead of the id")
-    return _make_sync(factory, num_envs, name=name, autoreset_mode=autoreset_mode or AutoresetMode.NEXT_STEP)
+    if render or (spec is None and vectorization == "auto"):
+        vectorization = "sync"
+    return _make_own(
+        env if callable(env) else functools.partial(make_single, find_spec(name), render=render),
+        num_envs,
+        name=name,
+        mode=autoreset_mode or AutoresetMode.NEXT_STEP,
+        pixels=pixels,
+        vectorization=vectorization,
+    )
 
 
 def make_screen(env_id: str, *, fire_after_life_loss: bool, noop_max: int) -> VectorEnvironment:
@@ -130,25 +156,44 @@ def _adapt_vector_env(
     )
 
 
-def _make_sync(
-    factory: Callable[[], gymnasium.Env[Any, Any]], num_envs: int, *, name: str, autoreset_mode: AutoresetMode
+def _make_own(
+    factory: Callable[[], gymnasium.Env[Any, Any]],
+    num_envs: int,
+    *,
+    name: str,
+    mode: AutoresetMode,
+    pixels: Pixels | None,
+    vectorization: Vectorization,
 ) -> VectorEnvironment:
-    # One process: for environments that cost less than about a millisecond a step, worker processes are slower. The
-    # observations are copied by the adaptor, so a copy here would be a second one.
-    envs = SyncVectorEnv([factory] * num_envs, copy=False, autoreset_mode=autoreset_mode)
-    if len({id(single) for single in envs.envs}) != num_envs:
-        raise UserError(f"the factory '{name}' returned one environment twice; it must make a new one at every call")
-    single = envs.envs[0]
-    spec = single.spec
-    return GymnasiumEnvironment(
-        envs,
-        name=spec.id if spec is not None else name,
-        family=family(spec.id)
-        if spec is not None and spec.id in gymnasium.registry
-        else family_of_space(single.observation_space),
-        max_episode_steps=spec.max_episode_steps if spec is not None else None,
-        own=not _is_plain(single),
-    )
+    seen: PixelFactory | None = None
+    notes: list[str] = []
+    if pixels is not None:
+        renderer = find_renderer()
+        factory = seen = PixelFactory(factory, pixels=pixels, renderer=renderer)
+        notes.append(f"pixels: {pixels.size}x{pixels.size} RGB, drawn by {renderer}")
+    single = factory()
+    try:
+        adapt_observations(single.observation_space, env=name)
+        adapt_actions(single.action_space, env=name)
+        envs, chosen, note = vectorized(factory, single, num_envs, how=vectorization, name=name, mode=mode)
+        played = single if seen is None else single.env  # type: ignore[attr-defined]
+        spec = played.spec
+        environment = GymnasiumEnvironment(
+            envs,
+            name=spec.id if spec is not None else name,
+            family=family(spec.id)
+            if spec is not None and spec.id in gymnasium.registry
+            else family_of_space(played.observation_space),
+            max_episode_steps=spec.max_episode_steps if spec is not None else None,
+            own=not _is_plain(played),
+        )
+        if seen is not None:
+            environment.protocol |= seen.protocol(single)
+    finally:
+        single.close()
+    environment.vectorization = chosen
+    environment.notes = (*notes, *([note] if note else []))
+    return environment
 
 
 def _is_plain(env: "gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]") -> bool:

@@ -8,6 +8,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from acktr.envs.atari import suggested_ids
 from acktr.envs.batches import leaf_spaces
+from acktr.envs.single import make_single, one_line
 from acktr.envs.spaces import is_image
 from acktr.errors import UserError
 
@@ -68,33 +69,6 @@ def family(env_id: str) -> str:
 def family_of_space(space: gymnasium.Space[object]) -> str:
     """Return "image" or "vector", by a single environment's observation space; any image in a Dict makes it "image"."""
     return "image" if any(is_image(leaf) for leaf in leaf_spaces(space).values()) else "vector"
-
-
-def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object, object]":
-    """Build one environment, without the checker that costs a Python call on every step.
-
-    Args:
-        spec: its registration.
-        render: with render mode "rgb_array".
-
-    Raises:
-        UserError: a dependency is missing or the version is gone, with gymnasium's advice.
-    """
-    try:
-        if render:
-            return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array")
-        return gymnasium.make(spec, disable_env_checker=True)  # an environment of one's own may know no render_mode
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        advice = one_line(error)
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if "pip install" not in advice and missing:
-            advice += f"; install the package that holds {missing}"
-        raise UserError(f"environment '{spec.id}' cannot be made: {advice}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message with line breaks taken out."""
-    return " ".join(str(error).split())
 
 
 def _nearest(name: str) -> str:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -62,6 +62,8 @@ class VectorEnvironment(ABC):
         action_space: of a single environment, as `step` takes it: Discrete starting at 0, or a flat MultiDiscrete
             starting at 0, MultiBinary or float32 Box.
         source_observation_space: of a single environment, as the environment itself has it.
+        vectorization: "sync" in this process, "async" in worker processes; None where neither is meant.
+        notes: lines for people about what was chosen when it was made.
         protocol: plain JSON values that say how the environment is run (autoreset mode, stickiness, no-ops, life
             and FIRE rules, frame skip, action set, cap), for the records of an evaluation.
     """
@@ -72,6 +74,8 @@ class VectorEnvironment(ABC):
     action_space: gymnasium.Space[Any]
     protocol: dict[str, Any]
     source_observation_space: gymnasium.Space[Any]
+    vectorization: Literal["sync", "async"] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def render_fps(self) -> int:
@@ -119,7 +123,8 @@ class VectorEnvironment(ABC):
                 control costs on what they are given.
 
         Raises:
-            RunError: a Box action is not finite, or the environment breaks the rules of its autoreset mode.
+            RunError: a Box action is not finite, the environment breaks the rules of its autoreset mode, or its own
+                code fails.
         """
 
     @abstractmethod

@@ -150,7 +150,7 @@ def test_choices_that_start_elsewhere_are_counted_from_zero_by_the_policy() -> N
     assert environment.action_space == MultiDiscrete([2, 3, 4, 5])
     environment.reset([0])
     environment.step(np.array([[1, 2, 3, 4]]))
-    inner = environment._env.envs[0]  # type: ignore[attr-defined]
+    inner = environment._env._group.envs[0]  # type: ignore[attr-defined]
     assert inner.actions[0].tolist() == [[2, 2], [3, 2]]
 
 

@@ -1,10 +1,14 @@
 """Torsos at their start."""
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import nn
 
-from acktr.agents.networks import nature_torso, without_sums
+from acktr.agents.networks import Encoder, build_torso, nature_torso, small_conv_torso, without_sums
+from acktr.agents.settings import Settings
+from acktr.errors import UserError
 
 
 @pytest.mark.usefixtures("float64")
@@ -50,3 +54,22 @@ def test_filters_of_equal_weights_stay_as_they_are() -> None:
     nn.init.zeros_(layer.weight)
     without_sums(layer)
     assert torch.equal(layer.weight, torch.zeros(3, 1, 1, 1))
+
+
+@pytest.mark.parametrize("channels", [(32, 32), (4, 4, 4, 4), (2,) * 7])
+def test_small_convolutions_halve_any_picture_and_give_features(channels: tuple[int, ...]) -> None:
+    torso = small_conv_torso((6, 42, 41), channels=channels, features=16)
+    assert torso(torch.rand(2, 6, 42, 41)).shape == (2, 16)
+    maps = torso[: 2 * len(channels)](torch.rand(2, 6, 42, 41))
+    step = 2 ** len(channels)
+    assert maps.shape == (2, channels[-1], -(-42 // step), -(-41 // step))
+
+
+def test_small_convolutions_take_any_number_of_channels_and_frames_alone() -> None:
+    settings = Settings(env="Hopper-v5", network="small-conv", conv_channels=(8, 8), conv_features=16)
+    frames = Encoder(spaces.Box(0, 255, (6, 42, 42), np.uint8))
+    assert sum(isinstance(layer, nn.Conv2d) for layer in build_torso(frames, settings)) == 2
+    with pytest.raises(UserError, match="'small-conv' takes frames"):
+        build_torso(Encoder(spaces.Box(-1, 1, (3,), np.float32)), settings)
+    with pytest.raises(UserError, match=r"takes three whole numbers, got .*small-conv any number"):
+        Settings(env="Hopper-v5", conv_channels=(8, 8))

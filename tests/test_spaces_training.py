@@ -127,10 +127,10 @@ def test_image_and_vector_are_learnt_from_together_and_every_layer_has_curvature
     assert agent.evaluate(16)["return_mean"] > 9, "by chance 5; 7.5 from one of the two alone"
     updater = agent._trainer.updater
     assert isinstance(updater, ACKTRUpdater)
-    factored = {name for unit in updater.optimizer.units for name in [unit.name]}
+    factored = {name for unit in updater.actor.optimizer.units for name in [unit.name]}
     layers = {name for name, module in agent.policy.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     assert factored == layers
-    assert all(bool(unit.block.to_dense().abs().sum() > 0) for unit in updater.optimizer.units)
+    assert all(bool(unit.block.to_dense().abs().sum() > 0) for unit in updater.actor.optimizer.units)
 
 
 def test_a_policy_of_a_dict_goes_through_files_and_predicts_the_same(tmp_path: Path) -> None:

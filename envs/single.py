@@ -1,0 +1,44 @@
+"""Making one environment from its registration. Imports gymnasium alone: worker processes start with it."""
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+
+from acktr.errors import UserError
+
+
+def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object, object]":
+    """Build one environment, without the checker that costs a Python call on every step.
+
+    Args:
+        spec: its registration.
+        render: with render mode "rgb_array".
+
+    Raises:
+        UserError: a dependency is missing or the version is gone, with gymnasium's advice.
+    """
+    try:
+        if render:
+            return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array")
+        return gymnasium.make(spec, disable_env_checker=True)  # an environment of one's own may know no render_mode
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        advice = one_line(error)
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if "pip install" not in advice and missing:
+            advice += f"; install the package that holds {missing}"
+        raise UserError(f"environment '{spec.id}' cannot be made: {advice}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message with line breaks taken out."""
+    return " ".join(str(error).split())
+
+
+def blame(error: BaseException) -> str:
+    """Return what an environment's own code raised, and where, in one line."""
+    where = ""
+    trace = error.__traceback__
+    while trace is not None:
+        where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    text = one_line(error)
+    return f"{type(error).__name__}{f': {text[:300]}' if text else ''}{where}"

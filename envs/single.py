@@ -1,5 +1,8 @@
 """Making one environment from its registration. Imports gymnasium alone: worker processes start with it."""
 
+import importlib.util
+import warnings
+
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
@@ -16,6 +19,10 @@ def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object
     Raises:
         UserError: a dependency is missing or the version is gone, with gymnasium's advice.
     """
+    point = spec.entry_point
+    module = point.partition(":")[0] if isinstance(point, str) else getattr(point, "__module__", "")
+    if module.startswith("gymnasium.envs.mujoco") and importlib.util.find_spec("mujoco") is not None:
+        _hear_mujoco()
     try:
         if render:
             return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array")
@@ -26,6 +33,22 @@ def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object
         if "pip install" not in advice and missing:
             advice += f"; install the package that holds {missing}"
         raise UserError(f"environment '{spec.id}' cannot be made: {advice}") from error
+
+
+def _hear_mujoco() -> None:
+    """Take MuJoCo's warnings as Python's, each told once; its own way is to print those of every environment.
+
+    A handler of the caller's own stays.
+    """
+    import mujoco
+
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_warn)
+
+
+def _warn(message: str) -> None:
+    if "deprecated" not in message:  # in the models that gymnasium ships, which no user of theirs can mend
+        warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
 
 
 def one_line(error: BaseException) -> str:

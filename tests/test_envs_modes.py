@@ -1,5 +1,6 @@
 """One meaning of a step in every autoreset mode, and the rules that environments break."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -223,3 +224,18 @@ def test_equal_seeds_give_equal_episodes_whatever_came_before() -> None:
     np.testing.assert_array_equal(environment.reset([1, 2, 3]), first)
     with pytest.raises(ValueError, match="3 non-negative"):
         environment.reset([1])
+
+
+def test_mujoco_says_nothing_of_the_models_that_gymnasium_ships_and_warns_of_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A HalfCheetah started with a deprecation for each of its environments, and a log file in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    environment = make_vec("HalfCheetah-v5", 2)
+    assert capfd.readouterr() == ("", "")
+    world: Any = environment._env._group.envs[0].unwrapped  # type: ignore[attr-defined]
+    environment.reset([0, 1])
+    world.data.qvel[:] = 1e20
+    with pytest.warns(RuntimeWarning, match="MuJoCo: .*unstable"):
+        environment.step(np.zeros((2, 6), np.float32))
+    assert not list(tmp_path.iterdir())

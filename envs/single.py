@@ -2,6 +2,7 @@
 
 import importlib.util
 import warnings
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
@@ -14,18 +15,22 @@ def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object
 
     Args:
         spec: its registration.
-        render: with render mode "rgb_array".
+        render: with render mode "rgb_array", and a camera that follows the body where a MuJoCo model has one.
 
     Raises:
         UserError: a dependency is missing or the version is gone, with gymnasium's advice.
     """
     point = spec.entry_point
     module = point.partition(":")[0] if isinstance(point, str) else getattr(point, "__module__", "")
-    if module.startswith("gymnasium.envs.mujoco") and importlib.util.find_spec("mujoco") is not None:
+    is_mujoco = module.startswith("gymnasium.envs.mujoco")
+    if is_mujoco and importlib.util.find_spec("mujoco") is not None:
         _hear_mujoco()
     try:
         if render:
-            return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array")
+            own_camera = any(name in spec.kwargs for name in ("camera_name", "camera_id"))
+            # without its name gymnasium 1.4 leaves this camera where it is, and the body runs out of the picture
+            follow: dict[str, Any] = {"camera_name": "track"} if is_mujoco and not own_camera else {}
+            return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array", **follow)
         return gymnasium.make(spec, disable_env_checker=True)  # an environment of one's own may know no render_mode
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         advice = one_line(error)

@@ -144,3 +144,12 @@ def test_pictures_are_enlarged_by_whole_factors_to_even_sides(shape: tuple[int, 
     assert large.shape[0] % 2 == large.shape[1] % 2 == 0
     factor = max(1, -(-400 // min(shape[:2])))
     assert np.array_equal(large[::factor, ::factor][:20, :20], picture[:20, :20])
+
+
+@pytest.mark.parametrize(("env_id", "follows"), [("HalfCheetah-v5", True), ("Hopper-v4", True), ("Reacher-v5", False)])
+def test_the_camera_follows_a_body_that_runs(env_id: str, follows: bool) -> None:
+    """HalfCheetah ran out of its own film."""
+    environment: Any = make_vec(env_id, 1, render=True)
+    camera = environment._env._group.envs[0].unwrapped.mujoco_renderer.camera_id
+    environment.close()
+    assert (camera != -1) == follows

@@ -70,8 +70,13 @@ class A2CUpdater:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def counters(self) -> Mapping[str, int]:
-        """Batches skipped; A2C has no inverses."""
-        return {"decomposition_retries": 0, "stale_inverses": 0, "skipped_batches": int(self._skipped.item())}
+        """Batches skipped; A2C has no inverses and searches for no step."""
+        return {
+            "decomposition_retries": 0,
+            "stale_inverses": 0,
+            "skipped_batches": int(self._skipped.item()),
+            "rejected_steps": 0,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the count of skipped batches."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from acktr.agents.learner import Head, Learner, Region
 from acktr.agents.policy import ActorCritic
@@ -36,7 +36,9 @@ class ACKTRUpdater:
         self.policy = policy
         self.settings = settings
         self._updates = 0
-        self._scale = ValueScale(settings.value_sigma, next(policy.parameters()).device)
+        device = next(policy.parameters()).device
+        self._scale = ValueScale(settings.value_sigma, device)
+        self._skipped = torch.zeros((), device=device)
         region = Region(lr=settings.lr, max_kl=settings.max_kl, damping=settings.damping, momentum=settings.momentum)
         critic_region = Region(
             lr=settings.critic_lr,
@@ -64,14 +66,18 @@ class ACKTRUpdater:
 
     def update(self, batch: Batch, *, progress: float) -> UpdateReport:
         """Learn from one batch."""
+        if batch.valid_rows == 0:  # nothing to learn, and nothing to measure a step of the momentum on
+            return UpdateReport(figures={})
         shown = self._updates % self.settings.kl_interval == 0
         self._updates += 1
         self._scale.observe(batch)
+        before = self._skipped_steps()
         figures = self.actor.step(batch, self._scale, progress=progress, shown=shown)
         if self.critic is not None:
             figures |= self.critic.step(batch, self._scale, progress=progress, shown=shown)
             for _ in range(self.settings.critic_iterations - 1):
                 self.critic.step(batch, self._scale, progress=progress, shown=False)
+        self._skipped += self._skipped_steps() > before  # a batch counts once, however many steps are made on it
         return UpdateReport(figures=figures)
 
     def learning_rate(self) -> float:
@@ -79,13 +85,17 @@ class ACKTRUpdater:
         return float(self.actor.optimizer.param_groups[0]["lr"])
 
     def counters(self) -> Mapping[str, int]:
-        """Retries and stale inverses of the guard ladder, and batches skipped."""
+        """Retries and stale inverses of the guard ladder, batches skipped, and steps that the line search took back."""
         optimizers = [learner.optimizer for learner in self._learners().values()]
         return {
             "decomposition_retries": sum(optimizer.retry_count for optimizer in optimizers),
             "stale_inverses": sum(optimizer.stale_count for optimizer in optimizers),
-            "skipped_batches": max(int(optimizer.skipped.item()) for optimizer in optimizers),
+            "skipped_batches": int(self._skipped.item()),
+            "rejected_steps": sum(learner.rejected for learner in self._learners().values()),
         }
+
+    def _skipped_steps(self) -> Tensor:
+        return torch.stack([learner.optimizer.skipped for learner in self._learners().values()]).sum()
 
     def _learners(self) -> dict[str, Learner]:
         return {"actor": self.actor, **({} if self.critic is None else {"critic": self.critic})}
@@ -95,6 +105,7 @@ class ACKTRUpdater:
         return {
             "learners": {name: learner.state_dict() for name, learner in self._learners().items()},
             "updates": self._updates,
+            "skipped": self._skipped,
             "scale": self._scale.state_dict(),
         }
 
@@ -103,4 +114,5 @@ class ACKTRUpdater:
         for name, learner in self._learners().items():
             learner.load_state_dict(state["learners"][name])
         self._updates = state["updates"]
+        self._skipped = state["skipped"].to(self._skipped, copy=True)
         self._scale.load_state_dict(state["scale"])

@@ -60,9 +60,10 @@ def measure(
     *,
     sigma: Tensor | float,
     extremes: bool,
+    whole: bool,
     normalize_advantages: bool,
 ) -> Divergence:
-    """The KL that the last step made on the rows of the first part.
+    """The KL that the last step made. Where none of the rows measured is valid, NaN: nothing is known of the step.
 
     Args:
         policy: after the step.
@@ -71,32 +72,51 @@ def measure(
         batch: the rollout.
         sigma: standard deviation of the values.
         extremes: measure the extreme rows too.
+        whole: measure all rows, and not those of the first part alone.
         normalize_advantages: as in the loss.
     """
-    zero = batch.returns.new_zeros(())
-    policy_kl = value_kl = extreme = gain = zero
-    first = (policies or values)[0].rows
-    observations = batch.observed(first)
-    weights = None if batch.weights is None else batch.weights[first]
-    if policies and values:
-        after, moved = policy(observations)
-    elif policies:
-        after = policy.distribution(observations)
-    else:
-        moved = policy.values(observations)
-    if policies:
-        before, actions = policies[0].distribution, batch.actions[first]
-        policy_kl = mean_kl(before, after, weights).to(zero)
-        ratio = torch.exp(after.log_prob(actions) - before.log_prob(actions))
-        advantages = learnt_advantages(batch, normalize=normalize_advantages)[first]
-        gain = weighted_mean((ratio - 1) * advantages, weights)
-    if values:
-        value_kl = weighted_mean(_value_kl(values[0].values, moved, sigma), weights)
+    advantages = learnt_advantages(batch, normalize=normalize_advantages)
+    kls: list[Tensor] = []
+    gains: list[Tensor] = []
+    value_kls: list[Tensor] = []
+    shares: list[Tensor] = []
+    for index in range(len(policies or values) if whole else 1):
+        rows = (policies or values)[index].rows
+        observations = batch.observed(rows)
+        weights = None if batch.weights is None else batch.weights[rows]
+        shares.append(batch.returns.new_tensor(len(advantages[rows])) if weights is None else weights.sum())
+        if policies and values:
+            after, moved = policy(observations)
+        elif policies:
+            after = policy.distribution(observations)
+        else:
+            moved = policy.values(observations)
+        if policies:
+            before, actions = policies[index].distribution, batch.actions[rows]
+            kls.append(mean_kl(before, after, weights).to(advantages))
+            ratio = torch.exp(after.log_prob(actions) - before.log_prob(actions))
+            gains.append(weighted_mean((ratio - 1) * advantages[rows], weights))
+        if values:
+            value_kls.append(weighted_mean(_value_kl(values[index].values, moved, sigma), weights))
+    extreme = zero = batch.returns.new_zeros(())
     if values and extremes:
         rows = _largest(batch)
         far = _value_kl(joined_values(values, batch)[rows], policy.values(batch.observed(rows)), sigma)
         extreme = weighted_mean(far, None if batch.weights is None else batch.weights[rows])
-    return Divergence(policy=policy_kl, value=value_kl, extreme=extreme, gain=gain)
+    return Divergence(
+        policy=_over_parts(kls, shares) if kls else zero,
+        value=_over_parts(value_kls, shares) if value_kls else zero,
+        extreme=extreme,
+        gain=_over_parts(gains, shares) if gains else zero,
+    )
+
+
+def _over_parts(means: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
+    """Mean of the parts' means by their share of the rows, 0-d; NaN where all shares are 0."""
+    if len(means) == 1:
+        return torch.where(shares[0] > 0, means[0], torch.nan)
+    share = torch.stack(list(shares))
+    return (torch.stack(list(means)) * share).sum() / share.sum()
 
 
 def _part(kl: Tensor, limit: float | None) -> Tensor:

@@ -57,6 +57,9 @@ class Learner:
         heads: whose losses and metrics enter.
         generator: draws for the sampled Fisher, on the policy's device.
 
+    Attributes:
+        rejected: steps that the line search took back whole.
+
     Raises:
         ValueError: a layer too wide to factor.
     """
@@ -76,6 +79,7 @@ class Learner:
         self.region = region
         self.heads = heads
         self.optimizer = _build_kfac(model, settings, region)
+        self.rejected = 0
         self._generator = generator
         self._rotation = 0
         self._step_control = StepControl(torch.zeros((), device=next(policy.parameters()).device))
@@ -230,6 +234,7 @@ class Learner:
                 batch,
                 sigma=sigma,
                 extremes=value_limit is not None,
+                whole=searches,
                 normalize_advantages=settings.normalize_advantages,
             )
 
@@ -237,7 +242,13 @@ class Learner:
         if desired_kl is not None:
             self._step_control.observe(moved.policy, desired_kl)
         if searches:
-            return backtrack(moved, measured, self.optimizer.contract, limits, most=settings.line_search)
+            moved, good = backtrack(moved, measured, self.optimizer.contract, limits, most=settings.line_search)
+            if good:
+                return moved
+            self.rejected += 1
+            nothing = torch.zeros_like(moved.policy)
+            self.optimizer.contract(nothing, skips=False)
+            return moved.shortened(nothing)
         if limits == (None, None):
             return moved
         part = moved.allowed(*limits)
@@ -251,6 +262,7 @@ class Learner:
         return {
             "optimizer": optimizer_state(self.optimizer),
             "rotation": self._rotation,
+            "rejected": self.rejected,
             "step_control": self._step_control.state_dict(),
         }
 
@@ -258,6 +270,7 @@ class Learner:
         """Take back what `state_dict` gave."""
         load_optimizer_state(self.optimizer, state["optimizer"])
         self._rotation = state["rotation"]
+        self.rejected = state["rejected"]
         self._step_control.load_state_dict(state["step_control"])
 
 

@@ -31,6 +31,7 @@ COLUMNS: tuple[str, ...] = (
     "decomposition_retries",
     "stale_inverses",
     "skipped_batches",
+    "rejected_steps",
 )
 """Columns of metrics.csv. Others read them by name: new ones are only ever appended."""
 

@@ -117,7 +117,7 @@ class RewardScale:
             self._mean += gap * known.size / total
             self._count = total
         self._sums[ended & valid] = 0.0
-        deviation = max(np.sqrt(self._squares / max(self._count, 1.0)), 1e-8) if self._squares > 0 else 1.0
+        deviation = np.sqrt(self._squares / self._count) if self._squares > 0 else 1.0
         scaled: NDArray[Any] = np.clip(rewards / deviation, -REWARD_LIMIT, REWARD_LIMIT)
         return scaled
 

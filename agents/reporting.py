@@ -43,6 +43,7 @@ _TAGS = {
     "decomposition_retries": "optimizer",
     "stale_inverses": "optimizer",
     "skipped_batches": "optimizer",
+    "rejected_steps": "optimizer",
     "updates": "time",
     "wall_time": "time",
     "steps_per_second": "time",

@@ -170,6 +170,7 @@ def _without_invalid_rows(batch: Batch, valid: Tensor) -> Batch:
     return dataclasses.replace(
         batch,
         observations=map_leaves(cleared, batch.observations),
+        actions=cleared(batch.actions),
         advantages=torch.where(valid, batch.advantages, 0.0),
         returns=torch.where(valid, batch.returns, 0.0),
         weights=valid.to(torch.float32),

@@ -73,7 +73,7 @@ def backtrack(
     limits: tuple[float | None, float | None],
     *,
     most: int,
-) -> Divergence:
+) -> tuple[Divergence, bool]:
     """Shorten a step until it keeps the limits on the KL and does not make the surrogate objective worse.
 
     Schulman et al. 2015 (appendix C) search likewise, with fixed fractions; here the next fraction is the one that the
@@ -84,23 +84,17 @@ def backtrack(
         measured: measures it as it stands.
         contract: leaves a part (0-d, 0 to 1) of what stands.
         limits: of the policy's and of the values' KL, nats.
-        most: number of backtracks; a step that still fails then is taken back whole.
+        most: number of backtracks.
 
     Returns:
-        What the step that stands makes.
+        What the step that stands makes, and whether it is good; one that is not is its owner's to take back whole.
     """
-    for _ in range(most):
+    for left in range(most, -1, -1):
         part, gain = torch.stack((moved.allowed(*limits), moved.gain)).tolist()
         if part >= NEARLY and gain >= 0:
-            return moved
-        factor = max(part, LEAST)
-        if not gain >= 0:
-            factor = min(factor, SHRINK)
-        contract(torch.full_like(moved.policy, factor))
-        moved = measured()
-    part, gain = torch.stack((moved.allowed(*limits), moved.gain)).tolist()
-    if part >= NEARLY and gain >= 0:
-        return moved
-    nothing = torch.zeros_like(moved.policy)
-    contract(nothing)
-    return moved.shortened(nothing)
+            return moved, True
+        if left:
+            factor = max(part, LEAST)
+            contract(torch.full_like(moved.policy, factor if gain >= 0 else min(factor, SHRINK)))
+            moved = measured()
+    return moved, False

@@ -39,7 +39,7 @@ class Updater(Protocol):
         ...
 
     def counters(self) -> Mapping[str, int]:
-        """Counts since the start: decomposition_retries, stale_inverses, skipped_batches. Reads the device."""
+        """Counts since the start, by their names in metrics.csv, from decomposition_retries on. Reads the device."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

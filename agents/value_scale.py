@@ -47,7 +47,10 @@ class ValueScale:
 
     @property
     def of_loss(self) -> Tensor | float:
-        """What `1/2 (v - R)²` is divided by: σ² where it is learnt, so that the scale of the rewards drops out."""
+        """What `1/2 (v - R)²` is divided by: σ² where it is learnt, so that the loss knows no scale of the rewards.
+
+        The damping does, being absolute; `scale_rewards` takes it out there.
+        """
         return self.sigma**2 if self._sigma == 0 else 1.0
 
     def state_dict(self) -> dict[str, Any]:

@@ -135,6 +135,8 @@ class GymnasiumEnvironment(VectorEnvironment):
 
     def step(self, actions: NDArray[Any]) -> Step:
         """See the base class."""
+        if self._dummy_next.any() and np.issubdtype(actions.dtype, np.floating):
+            actions = np.where(self._dummy_next[:, None], 0.0, actions)  # ignored, and perhaps of a strange last state
         raw, raw_rewards, terminated, truncated, info = self._env.step(self._convert_actions(actions))
         observations = self.policy_observations(raw)
         rewards = np.array(raw_rewards, dtype=np.float64)

@@ -1,5 +1,6 @@
 """One ACKTR update against the limits on what it may move."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import pytest
@@ -29,6 +30,7 @@ class Moved(NamedTuple):
     policy: float
     value: float
     extreme: float
+    counters: dict[str, int]
 
 
 def moved_by_an_update(
@@ -37,6 +39,7 @@ def moved_by_an_update(
     returns: float = 5.0,
     advantages: dict[int, float] | None = None,
     observations: dict[int, float] | None = None,
+    weights: Tensor | None = None,
     **options: Any,
 ) -> Moved:
     """Update once on a random batch in which some rows have advantages and observations of their own."""
@@ -59,8 +62,8 @@ def moved_by_an_update(
         actions=torch.randint(0, 4, (64,)),
         advantages=torch.randn(64),
         returns=torch.randn(64) + returns,
-        weights=None,
-        valid_rows=64,
+        weights=weights,
+        valid_rows=64 if weights is None else int(weights.sum()),
         num_envs=4,
     )
     for row, size in (advantages or {}).items():
@@ -75,12 +78,13 @@ def moved_by_an_update(
         after, moved = policy(batch.observations)
     value_kl = ((moved - values) / SIGMA).square() / 2
     extreme = value_kl[batch.advantages.abs().argsort(descending=True)[:4]]
-    return Moved(dict(report.figures), float(mean_kl(before, after)), float(value_kl.mean()), float(extreme.mean()))
+    kls = (float(mean_kl(before, after)), float(value_kl.mean()), float(extreme.mean()))
+    return Moved(dict(report.figures), *kls, dict(updater.counters()))
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_figures_are_the_kl_really_made(shared: bool) -> None:
-    figures, policy, value, _ = moved_by_an_update(shared=shared, kl_interval=1)
+    figures, policy, value, *_ = moved_by_an_update(shared=shared, kl_interval=1)
     assert float(figures["kl_policy"]) == pytest.approx(policy, rel=1e-3)
     assert float(figures["kl_measured"]) == pytest.approx(policy + value if shared else policy, rel=1e-3)
     assert policy > 2e-3  # above the limits of the tests below
@@ -145,8 +149,8 @@ def test_a_single_value_that_would_leap_holds_the_step_back() -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_limits_above_what_a_step_makes_change_nothing(shared: bool) -> None:
-    free = moved_by_an_update(shared=shared)[1:]
-    assert moved_by_an_update(shared=shared, max_measured_kl=1e6, max_measured_value_kl=1e6)[1:] == free
+    free = moved_by_an_update(shared=shared)[1:4]
+    assert moved_by_an_update(shared=shared, max_measured_kl=1e6, max_measured_value_kl=1e6)[1:4] == free
 
 
 def test_a_step_whose_kl_is_not_finite_is_taken_back() -> None:
@@ -232,3 +236,40 @@ def test_the_entropy_bonus_follows_its_schedule() -> None:
         entropies.append(float((policy(batch.observations)[0].entropy().mean() - before).detach()))
     assert entropies[0] > 1e-3
     assert abs(entropies[1]) < 1e-6
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_batch_without_a_valid_row_moves_nothing(shared: bool) -> None:
+    """The momentum of earlier batches made a full step, which no valid row could measure."""
+    settings = Settings(env="CartPole-v1", shared_trunk=shared, max_measured_kl=1e-3, value_sigma=0.0)
+    policy = ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings)
+    updater = ACKTRUpdater(policy, settings, torch.Generator().manual_seed(0))
+    batch = Batch(
+        observations=torch.randn(8, 3),
+        actions=torch.randint(0, 4, (8,)),
+        advantages=torch.randn(8),
+        returns=torch.randn(8),
+        weights=None,
+        valid_rows=8,
+        num_envs=2,
+    )
+    updater.update(batch, progress=0.0)
+    before = [parameter.clone() for parameter in policy.parameters()]
+    updater.update(dataclasses.replace(batch, weights=torch.zeros(8), valid_rows=0), progress=0.0)
+    assert all(torch.equal(one, two) for one, two in zip(before, policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("iterations", [1, 5])
+def test_a_bad_batch_counts_once_however_many_steps_the_critic_makes_on_it(iterations: int) -> None:
+    """Two rewards of 1e30 ended a run as diverged: each counted five times."""
+    moved = moved_by_an_update(shared=False, returns=1e30, critic_iterations=iterations)
+    assert moved.value == 0.0
+    assert moved.counters["skipped_batches"] == 1
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_step_that_no_valid_row_can_measure_is_taken_back_where_it_is_limited(limited: bool) -> None:
+    weights = torch.ones(64)
+    weights[rotating_part(64, 4, 8, 0)[0]] = 0.0
+    moved = moved_by_an_update(shared=True, stat_fraction=0.125, weights=weights, max_measured_kl=1e-4 * limited)
+    assert (moved.policy == 0.0) == limited

@@ -148,28 +148,58 @@ def world(stiffness: float, slope: float, bend: float) -> tuple[list[float], Any
 
 def test_a_step_within_the_limit_that_improves_the_surrogate_is_left_alone() -> None:
     kept, measured, contract = world(1e-4, 1.0, 0.5)
-    backtrack(measured(), measured, contract, (DESIRED, None), most=10)
+    _, good = backtrack(measured(), measured, contract, (DESIRED, None), most=10)
+    assert good
     assert kept == [1.0]
 
 
 def test_backtracking_reaches_the_limit_and_no_less() -> None:
     kept, measured, contract = world(1.0, 1.0, 0.0)
-    moved = backtrack(measured(), measured, contract, (DESIRED, None), most=10)
+    moved, good = backtrack(measured(), measured, contract, (DESIRED, None), most=10)
+    assert good
     assert float(moved.policy) == pytest.approx(DESIRED, rel=0.05)
     assert len(kept) <= 4
 
 
 def test_a_step_that_makes_the_surrogate_worse_is_shortened_until_it_does_not() -> None:
     kept, measured, contract = world(1e-9, 1.0, 5.0)
-    moved = backtrack(measured(), measured, contract, (DESIRED, None), most=10)
+    moved, good = backtrack(measured(), measured, contract, (DESIRED, None), most=10)
+    assert good
     assert kept[-1] == 0.125
     assert float(moved.gain) > 0
 
 
 @pytest.mark.parametrize(("stiffness", "slope"), [(1e-9, -1.0), (torch.nan, 1.0), (torch.inf, 1.0)])
-def test_a_step_that_no_backtrack_mends_is_taken_back_whole(stiffness: float, slope: float) -> None:
+def test_a_step_that_no_backtrack_mends_is_not_good(stiffness: float, slope: float) -> None:
     kept, measured, contract = world(stiffness, slope, 0.0)
-    moved = backtrack(measured(), measured, contract, (DESIRED, None), most=5)
-    assert kept[-1] == 0.0
-    assert len(kept) == 7
-    assert float(moved.policy) == float(moved.gain) == 0.0
+    _, good = backtrack(measured(), measured, contract, (DESIRED, None), most=5)
+    assert not good
+    assert len(kept) == 6
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_step_that_the_search_gives_up_on_is_taken_back_and_no_sign_of_divergence(shared: bool) -> None:
+    """Ten rejected steps in a row ended a healthy run as diverged."""
+    kls, updater = measured_kls(12, line_search=1, lr=100.0, max_measured_kl=1e-9, shared_trunk=shared)
+    counters = updater.counters()
+    assert counters["skipped_batches"] == 0
+    assert counters["rejected_steps"] == int((kls == 0).sum()) > 6
+
+
+@pytest.mark.parametrize("stat_fraction", [0.125, 1.0])
+def test_the_search_looks_at_the_whole_batch(stat_fraction: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an eighth of the rows alone, every third step was taken back though it made the whole batch better."""
+    gains = []
+    original = ACKTRUpdater.update
+
+    def watched(self: ACKTRUpdater, batch: Batch, *, progress: float) -> Any:
+        before = self.policy(batch.observations)[0].log_prob(batch.actions).detach()
+        report = original(self, batch, progress=progress)
+        after = self.policy(batch.observations)[0].log_prob(batch.actions).detach()
+        gains.append(((torch.exp(after - before) - 1) * batch.advantages).mean())
+        return report
+
+    monkeypatch.setattr(ACKTRUpdater, "update", watched)
+    _, updater = measured_kls(40, line_search=10, max_measured_kl=DESIRED, lr=1.0, stat_fraction=stat_fraction)
+    assert float(torch.stack(gains).min()) > -1e-6
+    assert updater.counters()["rejected_steps"] <= 2

@@ -233,6 +233,35 @@ def test_an_observation_that_is_not_finite_is_not_blamed_on_the_policy(agent: An
     assert all(torch.isfinite(p).all() for p in trained.policy.parameters())
 
 
+class StrangeEnd(gymnasium.Env[Any, Any]):
+    """Its last observation is not finite, which nothing is learnt from: the episode is over."""
+
+    observation_space = Box(-np.inf, np.inf, (2,), np.float32)
+
+    def __init__(self, action_space: gymnasium.Space[Any]) -> None:
+        self.action_space = action_space
+        self.count = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.count = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        over = self.count == 7
+        return np.full(2, np.nan if over else self.count / 7, np.float32), 1.0, over, False, {}
+
+
+@pytest.mark.parametrize("action_space", [Box(-1, 1, (2,), np.float32), Discrete(3)], ids=["Box", "Discrete"])
+@pytest.mark.parametrize("agent", [acktr.ACKTR, acktr.A2C])
+def test_a_terminal_observation_that_is_not_finite_teaches_and_harms_nothing(agent: Any, action_space: Any) -> None:
+    """With Box actions the action of the row that a reset ignores ended the run."""
+    trained = agent(lambda: StrangeEnd(action_space), num_envs=3, num_steps=10, seed=0).learn(600)
+    assert trained._trainer.updater.counters()["skipped_batches"] == 0
+    assert all(torch.isfinite(parameter).all() for parameter in trained.policy.parameters())
+    assert trained.return_mean == 7.0
+
+
 def test_dummy_rows_are_not_counted_as_timesteps() -> None:
     agent = acktr.ACKTR("CartPole-v1", num_envs=4, num_steps=50, log_interval=1).learn(1000)
     trainer = agent._trainer

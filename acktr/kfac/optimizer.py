@@ -337,7 +337,7 @@ class KFAC(torch.optim.Optimizer):
         return self._last.kl_predicted
 
     @torch.no_grad()
-    def contract(self, factor: Tensor) -> None:
+    def contract(self, factor: Tensor, *, skips: bool = True) -> None:
         """Take back a part of the last step, so that `factor` times it remains; 0 restores the parameters to the bit.
 
         For control by a measured KL, which is about quadratic in the length of the step: no second preconditioning
@@ -345,12 +345,14 @@ class KFAC(torch.optim.Optimizer):
         otherwise one batch whose step came out a thousand times too long rules the ten that follow.
 
         Args:
-            factor: 0-d, 0 to 1; NaN counts as 0, and a step of which nothing is left as skipped.
+            factor: 0-d, 0 to 1; NaN counts as 0.
+            skips: whether a step of which nothing is left counts as skipped.
         """
         factor = torch.where(factor > 0, factor, 0.0).to(self.scale)
         self._last.contract(factor)
         self._momentum.shorten(self._last.parameters, factor)
-        self.skipped += (self.scale > 0) & (factor == 0)
+        if skips:
+            self.skipped += (self.scale > 0) & (factor == 0)
         self.scale = self.scale * factor
 
     def _groups(self) -> dict[int, dict[str, Any]]:

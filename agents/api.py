@@ -1,7 +1,7 @@
 """The library's front door: `ACKTR(env).learn(n)`, `.predict(obs)`, `.save(path)`, `load(path)`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -69,8 +69,8 @@ class Agent:
         if isinstance(env, VectorEnv):
             overrides["num_envs"] = env.num_envs
         name, family = describe(env)
-        resolved = resolve({**overrides, "env": name}, preset=preset, family=family).settings()
-        self._build(resolved, env=env, torso=torso, run_dir=run_dir, verbose=verbose)
+        resolved = resolve({**overrides, "env": name}, preset=preset, family=family)
+        self._build(resolved.settings(), env=env, torso=torso, run_dir=run_dir, verbose=verbose, notes=resolved.notes)
 
     def _build(
         self,
@@ -80,6 +80,7 @@ class Agent:
         torso: nn.Module | None,
         run_dir: Path | str | None,
         verbose: bool,
+        notes: Sequence[str] = (),
     ) -> None:
         self._env, self._total_timesteps = env, settings.total_timesteps
         self._run_dir = None if run_dir is None else Path(run_dir)
@@ -93,7 +94,7 @@ class Agent:
         updater = build_updater(settings, policy, streams)
         folder = None if run_dir is None else RunFolder.create(settings, Path(run_dir))
         reporter = Reporter(folder, settings, console=verbose)
-        for note in environment.notes:
+        for note in (*notes, *environment.notes):
             reporter.message(note)
         self._trainer = Trainer(
             settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder

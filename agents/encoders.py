@@ -48,6 +48,8 @@ class Encoder(nn.Module):
                 f"observation space {space} is not supported: use Box, Discrete, MultiDiscrete or MultiBinary, or a "
                 "Dict of them"
             )
+        if math.prod(self.shape) == 0:
+            raise UserError(f"observation space {space} holds nothing to learn from")
         if normalize and not is_vector(space):
             raise UserError(f"setting 'normalize_observations' is for vectors; this environment observes {space}")
         self.norm = ObservationNorm(self.shape[0]) if normalize else None

@@ -121,7 +121,7 @@ def evaluate(
             "policy": "deterministic" if deterministic else "stochastic",
             "num_envs": environment.num_envs,
             "seed": seed,
-            "versions": {name: version(name) for name in ("acktr", "torch", "gymnasium", "ale-py")},
+            "versions": {name: version(name) for name in ("acktr", "torch", "gymnasium", *_engines(environment))},
         },
     }
 
@@ -147,3 +147,8 @@ def bootstrap_interval(scores: NDArray[np.float64], *, seed: int) -> tuple[float
     means = scores[generator.integers(0, scores.size, (_RESAMPLES, scores.size))].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
+
+
+def _engines(environment: VectorEnvironment) -> tuple[str, ...]:
+    """The package whose version decides what the environment does, where there is one."""
+    return {"atari": ("ale-py",), "mujoco": ("mujoco",)}.get(str(environment.protocol.get("family")), ())

@@ -34,7 +34,8 @@ def nature_torso(
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
     if height < 1 or width < 1:
         raise UserError(
-            f"frames of {shape[1]}x{shape[2]} are too small for network 'nature': use 36x36 or larger, or --network mlp"
+            f"frames of {shape[1]}x{shape[2]} are too small for network 'nature': use 36x36 or larger, "
+            "or network small-conv or mlp"
         )
     first = _orthogonal(nn.Conv2d(shape[0], channels[0], 8, 4))
     return nn.Sequential(

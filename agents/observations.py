@@ -89,6 +89,8 @@ def _leaf_batch(space: gymnasium.Space[Any], observation: Any, *, where: str) ->
         fits = bool(((batch == 0) | (batch == 1)).all())
     else:
         fits = bool(np.isfinite(batch).all())
+    if batch.shape[:1] == (0,) and not single:
+        raise UserError(f"predict takes at least one observation{where}, got a batch of none")
     if not fits:
         raise UserError(f"predict takes observations{where} of {space}, got {batch.reshape(-1)[:8]}")
     return batch[None] if single else batch, single

@@ -61,7 +61,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         (line,) = axes.plot(steps, middle, label=label, linewidth=1.8, marker="o" if len(steps) == 1 else None)
         if len(curves) == _fullest(groups.values()) or len(curves) > 1:
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set_title(", ".join(sorted(environments)))
+    axes.set_title(", ".join(sorted(environments)) if len(environments) < 3 else f"{len(environments)} environments")
     axes.set_xlabel("timesteps")
     axes.set_ylabel("raw return, last 100 episodes")
     if groups:

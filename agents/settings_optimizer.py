@@ -21,7 +21,7 @@ class OptimizerSettings:
     lr_schedule: Literal["linear", "late", "constant"] = setting(
         "linear",
         "How lr moves over the run; linear: falls to 0; late: falls to 0 over the second half.",
-        typical="linear",
+        typical="linear; constant where desired_kl steers",
         origin="Wu et al. 2017",
     )
     kl_schedule: Literal["linear", "late", "constant"] = setting(
@@ -43,13 +43,13 @@ class OptimizerSettings:
     desired_kl: float = setting(
         0.0,
         "Measured KL of the policy that lr is adapted to, in nats per update, from lr/1000 to 8 lr; 0 leaves lr alone.",
-        typical="0, or 1e-4 to 2e-3",
+        typical="0, or 1e-4 to 2e-2",
         origin="Wu et al. 2017, their code for MuJoCo: 0.002",
         low=0,
     )
     max_measured_kl: float = setting(
         0.0,
-        "Trust region on the policy's measured KL: a longer step is shortened to it; 0 sets none.",
+        "Trust region on the policy's measured KL: a longer step is shortened to it, to second order; 0 sets none.",
         typical="0.003 to 0.03",
         origin="this project",
         low=0,

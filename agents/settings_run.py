@@ -45,7 +45,7 @@ class EnvironmentSettings:
 
     num_envs: int = setting(16, "Environments stepped together.", typical="8 to 128", origin="A3C/A2C, 16", low=1)
     num_steps: int = setting(
-        20, "Steps per environment between updates.", typical="5 to 128", origin="ACKTR code, 20", low=1
+        20, "Steps per environment between updates.", typical="5 to 256", origin="ACKTR code, 20", low=1
     )
     vectorization: Literal["auto", "sync", "async"] = setting(
         "auto",

@@ -28,18 +28,21 @@ __all__ = ["EnvironmentLike", "describe", "family", "make_screen", "make_vec"]
 def describe(env: EnvironmentLike) -> tuple[str, str]:
     """Name and family of an id, a factory or a vector environment; a factory is called once and the result closed.
 
+    What was registered under an id has its family, wrapped or not, as long as it is observed as vectors; of frames
+    nothing but the observations is known.
+
     Raises:
         UserError: no such id, or an object that is none of the three.
     """
     if isinstance(env, str):
         return env, family(env)
     if isinstance(env, VectorEnv):
-        return _name(env), family_of_space(env.single_observation_space)
+        return _name(env), _family_of_object(env, env.single_observation_space)
     if isinstance(env, gymnasium.Env) or not callable(env):
         raise _no_environment(env)
     single = env()
     try:
-        return _name(single), family_of_space(single.observation_space)
+        return _name(single), _family_of_object(single, single.observation_space)
     finally:
         single.close()
 
@@ -194,6 +197,16 @@ def _make_own(
     environment.vectorization = chosen
     environment.notes = (*notes, *([note] if note else []))
     return environment
+
+
+def _family_of_object(
+    env: "gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]", observations: gymnasium.Space[Any]
+) -> str:
+    by_space = family_of_space(observations)
+    if by_space == "image" or env.spec is None or env.spec.id not in gymnasium.registry:
+        return by_space
+    by_id = family(env.spec.id)
+    return by_space if by_id in ("atari", "image") else by_id
 
 
 def _is_plain(env: "gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]") -> bool:

@@ -153,8 +153,9 @@ def adapt_actions(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
             raise UserError(f"'{env}' has the action space {_named(space)}, whose bounds leave nothing to choose")
         bounded = np.isfinite(low) & np.isfinite(high)
         # in double precision: the range of bounds near the largest number is none in single precision
-        middle = np.where(bounded, (low.astype(np.float64) + high) / 2, 0.0)
-        half = np.where(bounded, (high.astype(np.float64) - low) / 2, 1.0)
+        with np.errstate(invalid="ignore"):  # of infinite bounds, whose sum is not taken
+            middle = np.where(bounded, (low.astype(np.float64) + high) / 2, 0.0)
+            half = np.where(bounded, (high.astype(np.float64) - low) / 2, 1.0)
 
         def convert(actions: NDArray[Any]) -> NDArray[Any]:
             _check_finite(actions, env=env)

@@ -209,9 +209,15 @@ def test_a_factory_that_returns_one_environment_twice_is_refused() -> None:
 
 
 def test_factories_ids_and_vector_environments_describe_themselves() -> None:
-    assert describe(lambda: gymnasium.make("Pendulum-v1")) == ("Pendulum-v1", "vector")
+    """A wrapped Pendulum was trained with values that do not learn it, since its id was not asked for its family."""
+    assert describe(lambda: gymnasium.make("Pendulum-v1")) == ("Pendulum-v1", "classic-control")
+    wrapped = gymnasium.wrappers.RescaleAction
+    assert describe(lambda: wrapped(gymnasium.make("Hopper-v5"), -1.0, 1.0)) == ("Hopper-v5", "mujoco")
     env = gymnasium.make_vec("Acrobot-v1", 2, vectorization_mode="sync")
-    assert describe(env)[0] == "Acrobot-v1"
+    assert describe(env) == ("Acrobot-v1", "classic-control")
+    framed = gymnasium.wrappers.AddRenderObservation
+    frames = describe(lambda: framed(gymnasium.make("CartPole-v1", render_mode="rgb_array")))
+    assert frames == ("CartPole-v1", "image")
     with pytest.raises(UserError, match="function that makes"):
         describe(gymnasium.make("CartPole-v1"))  # type: ignore[arg-type]  # that is the point
 

@@ -248,3 +248,13 @@ def test_one_environment_in_place_of_a_function_is_told_so() -> None:
         acktr.ACKTR(gymnasium.make("CartPole-v1"))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="got int for an environment"):
         acktr.ACKTR(3)  # type: ignore[arg-type]
+
+
+def test_a_wrapped_environment_of_a_known_id_takes_its_familys_preset_and_says_so(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    agent = acktr.ACKTR(lambda: gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), -1, 1), verbose=True)
+    assert agent.settings.normalize_observations
+    assert agent.settings.desired_kl > 0
+    agent.close()
+    assert "preset classic-control (family of Pendulum-v1)" in capfd.readouterr().out

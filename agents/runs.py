@@ -278,7 +278,7 @@ def _interruptible(reporter: Reporter) -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         if received:
-            os.write(2, b"\nacktr: stopped at once; resume goes on from the last checkpoint\n")
+            os.write(2, b"\nacktr: stopped at once; resume goes on from the last checkpoint, if there is one\n")
             os._exit(130)
         received.append(number)
         reporter.message("stopping after this update; once more stops at once, without saving")

@@ -105,14 +105,21 @@ def sum_up(results: Path, environments: Sequence[str], algorithms: Sequence[str]
         for algorithm in algorithms:
             records = sorted((results / env).glob(f"{algorithm}-seed*"))
             values = [last_return(record) for record in records]
-            shown = ", ".join(f"{value:.4g}" for value in values)
-            cells.append(f"**{np.mean(values):.4g}** ± {interval(values):.2g} ({shown})" if values else "")
+            cells.append(in_words(values) if values else "")
         print(f"| {env} | " + " | ".join(cells) + " |")
         folders = sorted(path for path in (results / env).glob("*-seed*") if RunFolder.open(path))
         if folders:
             plot(folders, results / env / "curve.png")
         for folder in folders:
             report_faults(folder)
+
+
+def in_words(values: Sequence[float]) -> str:
+    """Mean, interval and the values themselves, in as many decimals as the mean's size deserves."""
+    mean = float(np.mean(values))
+    decimals = 0 if abs(mean) >= 1000 else 1 if abs(mean) >= 20 else 2
+    shown = ", ".join(f"{value:.{decimals}f}" for value in values)
+    return f"**{mean:.{decimals}f}** ± {interval(values):.{decimals}f} ({shown})"
 
 
 def report_faults(record: Path) -> None:

@@ -215,9 +215,10 @@ def test_factories_ids_and_vector_environments_describe_themselves() -> None:
     assert describe(lambda: wrapped(gymnasium.make("Hopper-v5"), -1.0, 1.0)) == ("Hopper-v5", "mujoco")
     env = gymnasium.make_vec("Acrobot-v1", 2, vectorization_mode="sync")
     assert describe(env) == ("Acrobot-v1", "classic-control")
-    framed = gymnasium.wrappers.AddRenderObservation
-    frames = describe(lambda: framed(gymnasium.make("CartPole-v1", render_mode="rgb_array")))
-    assert frames == ("CartPole-v1", "image")
+    frames = Box(0, 255, (8, 8, 3), np.uint8)
+    framed = gymnasium.wrappers.TransformObservation
+    seen = describe(lambda: framed(gymnasium.make("CartPole-v1"), lambda state: np.zeros((8, 8, 3), np.uint8), frames))
+    assert seen == ("CartPole-v1", "image")
     with pytest.raises(UserError, match="function that makes"):
         describe(gymnasium.make("CartPole-v1"))  # type: ignore[arg-type]  # that is the point
 

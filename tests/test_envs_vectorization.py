@@ -211,7 +211,7 @@ def test_what_cannot_be_sent_to_workers_is_said_so() -> None:
 
 
 def test_a_factory_that_fails_in_a_worker_alone_is_a_user_error_and_leaves_no_process(monkeypatch: Any) -> None:
-    here = os.getpid()
+    here, make = os.getpid(), counting()
     started: list[int] = []
     popen = subprocess.Popen
 
@@ -223,7 +223,7 @@ def test_a_factory_that_fails_in_a_worker_alone_is_a_user_error_and_leaves_no_pr
     def factory() -> Any:
         if os.getpid() != here:
             raise UserError("not here")
-        return counting()()
+        return make()
 
     monkeypatch.setattr(subprocess, "Popen", noted)
     with pytest.raises(UserError, match="not here"):

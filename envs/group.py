@@ -1,5 +1,6 @@
 """Several environments stepped one after the other: all of them in this process, or a worker process's share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,7 +109,7 @@ class EnvironmentGroup:
         return RunError(f"environment {self._first + index} of '{self._name}' failed: {blame(error)}")
 
 
-class GroupedVectorEnv(VectorEnv[Any, Any, Any]):
+class GroupedVectorEnv(VectorEnv[Any, Any, Any], ABC):
     """A vector environment of gymnasium's kind made of groups; gives `final_obs` and no other `info`.
 
     Its observations are views that the next step writes into.
@@ -159,11 +160,13 @@ class GroupedVectorEnv(VectorEnv[Any, Any, Any]):
                 info = {"final_obs": last}
         return arrays.observations, arrays.rewards, arrays.terminated, arrays.truncated, info
 
+    @abstractmethod
     def _reset(self, seeds: Sequence[int] | None, mask: NDArray[np.bool_] | None) -> None:
-        raise NotImplementedError
+        """Start fresh episodes where `mask` says."""
 
+    @abstractmethod
     def _step(self, actions: Any) -> None:
-        raise NotImplementedError
+        """Act once in each environment."""
 
 
 class LocalVectorEnv(GroupedVectorEnv):

@@ -9,10 +9,10 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from acktr.envs.batches import ObservationBatch, gather_rows, leaves, map_leaves
+from acktr.envs.batches import ObservationBatch, gather_rows, leaf_spaces, leaves, map_leaves
 from acktr.envs.episodes import EpisodeAccounting
 from acktr.envs.group import GroupedVectorEnv
-from acktr.envs.spaces import adapt_actions, adapt_observations
+from acktr.envs.spaces import adapt_actions, adapt_observations, resembles_image
 from acktr.envs.vector import Step, VectorEnvironment, checked_seeds
 from acktr.errors import RunError, UserError
 
@@ -76,6 +76,12 @@ class GymnasiumEnvironment(VectorEnvironment):
         self.num_envs = env.num_envs
         self.observation_space = observations.space
         self.action_space = actions.space
+        self.notes = tuple(
+            f"observations {f'{key!r} ' if key else ''}of shape {leaf.shape} {leaf.dtype} look like images, and are "
+            "taken as plain numbers: convolutions take uint8"
+            for key, leaf in leaf_spaces(env.single_observation_space).items()
+            if resembles_image(leaf)
+        )
         continuous = isinstance(actions.space, gymnasium.spaces.Box)
         self.protocol = {
             "id": name,

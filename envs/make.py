@@ -195,7 +195,7 @@ def _make_own(
     finally:
         single.close()
     environment.vectorization = chosen
-    environment.notes = (*notes, *([note] if note else []))
+    environment.notes = (*notes, *([note] if note else []), *environment.notes)
     return environment
 
 

@@ -33,6 +33,14 @@ def is_image(space: gymnasium.Space[Any]) -> bool:
     return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
 
 
+def resembles_image(space: gymnasium.Space[Any]) -> bool:
+    """Return whether observations have the shape of an image and not its dtype, so that no convolution takes them."""
+    if not isinstance(space, Box) or space.dtype == np.uint8 or len(space.shape) != 3:
+        return False
+    channels, *sides = sorted(space.shape)
+    return channels <= 4 and min(sides) >= 32
+
+
 def adapt_observations(space: gymnasium.Space[Any], *, env: str) -> SpaceAdaptor:
     """Choose how observations reach the policy.
 

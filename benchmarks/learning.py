@@ -90,9 +90,7 @@ def last_return(record: Path) -> float:
 
 
 def interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % t interval of a mean over runs; nan of a single run."""
-    if len(values) < 2:
-        return math.nan
+    """Half the width of the 95 % t interval of a mean over two runs or more."""
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
@@ -119,7 +117,8 @@ def in_words(values: Sequence[float]) -> str:
     mean = float(np.mean(values))
     decimals = 0 if abs(mean) >= 1000 else 1 if abs(mean) >= 20 else 2
     shown = ", ".join(f"{value:.{decimals}f}" for value in values)
-    return f"**{mean:.{decimals}f}** ± {interval(values):.{decimals}f} ({shown})"
+    half = "" if len(values) == 1 else f" ± {interval(values):.{decimals}f}"
+    return f"**{mean:.{decimals}f}**{half} ({shown})"
 
 
 def report_faults(record: Path) -> None:

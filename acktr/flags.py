@@ -13,7 +13,8 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from acktr.agents import presets
-from acktr.agents.settings import FIELDS, Settings, convert
+from acktr.agents.idle_settings import without_effect
+from acktr.agents.settings import FIELDS, SYNONYMS, Settings, convert
 from acktr.errors import UserError
 
 _GROUPS = {
@@ -88,7 +89,10 @@ def parse_train(args: Sequence[str], *, description: str) -> TrainFlags:
     )
     refuse_unknown("train", unknown, [*FIELDS, "preset", "run_dir"])
     values = {name: getattr(getattr(parsed, group), name) for name, group in group_of_setting().items()}
-    return TrainFlags(settings=Settings(**values), run_dir=parsed.run.run_dir or None, notes=resolution.notes)
+    settings = Settings(**values)
+    changed = {name for name, value in values.items() if value != resolution.values.get(name, FIELDS[name].default)}
+    notes = (*resolution.notes, *without_effect(settings, changed))
+    return TrainFlags(settings=settings, run_dir=parsed.run.run_dir or None, notes=notes)
 
 
 def refuse_unknown(verb: str, unknown: Sequence[str], known: Sequence[str]) -> None:
@@ -110,6 +114,9 @@ def refuse_unknown(verb: str, unknown: Sequence[str], known: Sequence[str]) -> N
     flags = [flag(name) for name in known]
     flags += ["--no-" + name.replace("_", "-") for name in known if name in FIELDS and FIELDS[name].type is bool]
     near = difflib.get_close_matches(strange.replace("_", "-"), flags, n=3, cutoff=0.6)
+    meant = flag(SYNONYMS.get(strange.lstrip("-").replace("-", "_"), ""))
+    if meant in flags:
+        near = [meant, *(other for other in near if other != meant)][:3]
     hint = f"; nearest: {', '.join(near)}" if near else ""
     raise UserError(f"`acktr {verb}` has no flag {strange}{hint}; see `acktr {verb} --help`")
 

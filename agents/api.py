@@ -12,6 +12,7 @@ from torch import nn
 
 from acktr.agents import checkpoint, policy_files
 from acktr.agents.evaluation import MOST_ENVS, customary, evaluate, playing_settings
+from acktr.agents.idle_settings import without_effect
 from acktr.agents.observations import as_batch, to_tensors
 from acktr.agents.plots import plot
 from acktr.agents.presets import resolve
@@ -70,7 +71,9 @@ class Agent:
             overrides["num_envs"] = env.num_envs
         name, family = describe(env)
         resolved = resolve({**overrides, "env": name}, preset=preset, family=family)
-        self._build(resolved.settings(), env=env, torso=torso, run_dir=run_dir, verbose=verbose, notes=resolved.notes)
+        complete = resolved.settings()
+        notes = (*resolved.notes, *without_effect(complete, settings))
+        self._build(complete, env=env, torso=torso, run_dir=run_dir, verbose=verbose, notes=notes)
 
     def _build(
         self,

@@ -119,7 +119,6 @@ class Learner:
         moved = self._control(policies, values, batch, scale.sigma, progress=progress, shown=shown)
         if moved is not None and policies:
             figures |= {"kl_measured": moved.policy + moved.value, "kl_policy": moved.policy}
-        if moved is not None and policies:
             figures["kl_predicted"] = optimizer.kl_predicted
         if policies:
             figures["trust_region_scale"] = optimizer.scale

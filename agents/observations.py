@@ -87,6 +87,10 @@ def _leaf_batch(space: gymnasium.Space[Any], observation: Any, *, where: str) ->
         fits = bool(((batch >= space.start) & (batch < space.start + space.nvec)).all())
     elif isinstance(space, spaces.MultiBinary):
         fits = bool(((batch == 0) | (batch == 1)).all())
+    elif (
+        isinstance(space, spaces.Box) and space.dtype.kind in "iu" and batch.dtype != space.dtype
+    ):  # pictures from 0 to 1, say
+        fits = bool(((batch >= space.low) & (batch <= space.high) & (batch == np.floor(batch))).all())
     else:
         fits = bool(np.isfinite(batch).all())
     if batch.shape[:1] == (0,) and not single:

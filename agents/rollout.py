@@ -106,13 +106,14 @@ class Rollout:
 
     def strange(self) -> str | None:
         """What the environment returned in this rollout that no network can learn from; reads the device."""
-        if not np.isfinite(self._rewards[self._valid]).all():
-            return "a reward that is not finite"
-        for name, leaf in self.observations.items() if isinstance(self.observations, dict) else ():
-            if _is_strange(leaf):
-                return f"an observation that is not finite, under '{name}'"
-        if isinstance(self.observations, Tensor) and _is_strange(self.observations):
-            return "an observation that is not finite"
+        strange = ~np.isfinite(self._rewards) & self._valid
+        if strange.any():
+            return f"a reward that is not finite, in environment {np.argwhere(strange)[0, 1]}"
+        named = self.observations if isinstance(self.observations, dict) else {"": self.observations}
+        for name, leaf in named.items():
+            if leaf.is_floating_point() and len(rows := (~torch.isfinite(leaf.flatten(2)).all(2)).nonzero()):
+                where = f" under '{name}'" if name else ""
+                return f"an observation that is not finite{where}, in environment {rows[0, 1]}"
         return None
 
     def observed(self, index: int) -> Observations:
@@ -175,10 +176,6 @@ def _without_invalid_rows(batch: Batch, valid: Tensor) -> Batch:
         returns=torch.where(valid, batch.returns, 0.0),
         weights=valid.to(torch.float32),
     )
-
-
-def _is_strange(leaf: Tensor) -> bool:
-    return leaf.is_floating_point() and not bool(torch.isfinite(leaf).all())
 
 
 def _observation_dtype(space: gymnasium.Space[object]) -> torch.dtype:

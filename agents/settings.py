@@ -81,7 +81,7 @@ def convert(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     converted: dict[str, Any] = {}
     for name, value in values.items():
         if name not in FIELDS:
-            near = difflib.get_close_matches(str(name), FIELDS, n=3, cutoff=0.5)
+            near = _nearest(str(name))
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise UserError(f"{source}: no setting is called '{name}'{hint}")
         try:
@@ -89,6 +89,30 @@ def convert(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
         except (TypeError, ValueError):
             raise UserError(f"{source}: setting '{name}' takes {takes(name)}, got {value!r}") from None
     return converted
+
+
+SYNONYMS = {
+    "learning_rate": "lr",
+    "n_steps": "num_steps",
+    "n_envs": "num_envs",
+    "ent_coef": "entropy_coef",
+    "vf_coef": "value_coef",
+    "target_kl": "desired_kl",
+    "kl_clip": "max_kl",
+    "net_arch": "hidden_sizes",
+    "total_steps": "total_timesteps",
+    "timesteps": "total_timesteps",
+    "discount": "gamma",
+    "env_id": "env",
+}
+"""What other packages call these settings."""
+
+
+def _nearest(name: str) -> list[str]:
+    """Settings that an unknown name may have meant, at most 3."""
+    meant = [SYNONYMS[name]] if name in SYNONYMS else []
+    meant += [near for near in difflib.get_close_matches(name, FIELDS, n=3, cutoff=0.5) if near not in meant]
+    return meant[:3]
 
 
 def takes(name: str) -> str:

@@ -196,6 +196,18 @@ def test_underscores_are_taken_for_hyphens(monkeypatch: pytest.MonkeyPatch) -> N
     assert trained.settings.max_kl == 0.5
 
 
+def test_a_flag_that_the_others_leave_without_effect_is_named() -> None:
+    idle = ["--rms-alpha", "0.9", "--pixel-size", "64"]
+    parsed = flags.parse_train(["--env", "Hopper-v5", "--critic-lr", "0.1", *idle], description="")
+    assert parsed.notes[1:] == (
+        "without effect, as algorithm is acktr: rms_alpha",
+        "without effect, as pixels is false: pixel_size",
+    )
+    shared = flags.parse_train(["--env", "Hopper-v5", "--shared-trunk", "--critic-lr", "0.1"], description="")
+    assert shared.notes[1:] == ("without effect, as shared_trunk is true: critic_lr",)
+    assert len(flags.parse_train(["--env", "Hopper-v5", "--lr", "0.1"], description="").notes) == 1
+
+
 def test_a_preset_file_may_stand_for_all_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = Trained(monkeypatch)
     (tmp_path / "mine.yaml").write_text("env: CartPole-v1\nlr: 1e-3\n", encoding="utf-8")
@@ -211,6 +223,8 @@ def test_a_preset_file_may_stand_for_all_flags(tmp_path: Path, monkeypatch: pyte
         (["--env", "BreakoutNoFramskip-v4"], "BreakoutNoFrameskip-v4"),
         (["--env", "CartPole-v1", "--max-kll", "1"], "no flag --max-kll; nearest: --max-kl"),
         (["--env", "CartPole-v1", "--max-kll=1"], "no flag --max-kll; nearest: --max-kl"),
+        (["--env", "CartPole-v1", "--learning-rate", "1"], "no flag --learning-rate; nearest: --lr"),
+        (["--env", "CartPole-v1", "--n_envs=4"], "no flag --n_envs; nearest: --num-envs"),
         (["--env", "CartPole-v1", "--no-exact-resum"], "nearest: --no-exact-resume"),
         (["--env", "CartPole-v1", "surplus"], "'surplus' is one argument too many"),
         (["--env", "CartPole-v1", "--lr", "fast"], "--lr: setting 'lr' takes a number above 0, got 'fast'"),

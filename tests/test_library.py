@@ -243,6 +243,31 @@ def test_frames_of_floats_are_told_what_frames_are() -> None:
         acktr.ACKTR(Floats)
 
 
+def test_pictures_from_0_to_1_are_none_of_an_environment_of_bytes() -> None:
+    """They were taken for pictures that are almost black."""
+
+    class Bytes(gymnasium.Env[Any, Any]):
+        observation_space, action_space = Box(0, 255, (4, 4, 3), np.uint8), Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return self.observation_space.sample(), {}
+
+    agent = acktr.ACKTR(Bytes, num_envs=1, network="mlp")
+    whole = np.full((4, 4, 3), 200)
+    expected = agent.predict(whole.astype(np.uint8), deterministic=True)
+    assert agent.predict(whole, deterministic=True) == agent.predict(whole / 1.0, deterministic=True) == expected
+    for strange in (whole / 255, whole + 100, -whole):
+        with pytest.raises(UserError, match="predict takes observations of Box"):
+            agent.predict(strange)
+
+
+def test_keywords_that_the_others_leave_without_effect_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    acktr.A2C("CartPole-v1", num_envs=1, damping=0.1, conv_features=3, network="mlp", verbose=True)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "without effect, as algorithm is a2c: damping" in shown
+    assert "without effect, as network is mlp: conv_features" in shown
+
+
 def test_one_environment_in_place_of_a_function_is_told_so() -> None:
     with pytest.raises(UserError, match="got an environment, 'CartPole-v1'"):
         acktr.ACKTR(gymnasium.make("CartPole-v1"))  # type: ignore[arg-type]

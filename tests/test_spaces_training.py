@@ -194,8 +194,14 @@ def test_a_policy_is_refused_for_a_dict_that_differs_naming_the_key(tmp_path: Pa
 
 
 def test_an_observation_that_is_no_number_is_reported_with_its_key() -> None:
-    agent = acktr.ACKTR(lambda: Both(strange=True), num_threads=1, log_interval=1, **SMALL)
-    with pytest.raises(RunError, match="an observation that is not finite, under 'keys'"):
+    made: list[Both] = []
+
+    def second_is_strange() -> Both:
+        made.append(Both(strange=len(made) > 2))  # the first two are looked at and closed
+        return made[-1]
+
+    agent = acktr.ACKTR(second_is_strange, num_threads=1, log_interval=1, **SMALL)
+    with pytest.raises(RunError, match="an observation that is not finite under 'keys', in environment 1"):
         agent.learn(800)
 
 

@@ -207,7 +207,9 @@ class Broken(gymnasium.Env[Any, Any]):
 @pytest.mark.parametrize("agent", [acktr.ACKTR, acktr.A2C])
 def test_diverging_training_stops_with_the_reason_and_finite_weights(agent: Any, tmp_path: Path) -> None:
     trained = agent(Broken, num_envs=2, num_steps=10, run_dir=tmp_path / "run", checkpoint_interval=50)
-    with pytest.raises(RunError, match=r"a reward that is not finite.*last good checkpoint.*mend the environment"):
+    with pytest.raises(
+        RunError, match=r"a reward that is not finite, in environment 0; .*last good checkpoint.*mend the environment"
+    ):
         trained.learn(5000)
     assert all(torch.isfinite(p).all() for p in trained.policy.parameters())
     for file in (tmp_path / "run" / "checkpoints").glob("*.safetensors"):
@@ -227,7 +229,10 @@ class Blind(Broken):
 @pytest.mark.parametrize("agent", [acktr.ACKTR, acktr.A2C])
 def test_an_observation_that_is_not_finite_is_not_blamed_on_the_policy(agent: Any, tmp_path: Path) -> None:
     trained = agent(Blind, num_envs=2, num_steps=10, run_dir=tmp_path / "run", checkpoint_interval=50)
-    reason = r"environment gave an observation that is not finite; the last good checkpoint is .*; mend the environment"
+    reason = (
+        r"environment gave an observation that is not finite, in environment 0; the last good checkpoint is .*; mend "
+        "the environment"
+    )
     with pytest.raises(RunError, match=reason):
         trained.learn(5000)
     assert all(torch.isfinite(p).all() for p in trained.policy.parameters())

@@ -1,0 +1,35 @@
+"""Settings that were given and that the other settings leave without effect: worth a word before a run. No torch."""
+
+import dataclasses
+from collections.abc import Collection
+
+from acktr.agents.settings import Settings
+from acktr.agents.settings_optimizer import A2CSettings, OptimizerSettings
+
+_SHARED_WITH_A2C = {"lr", "lr_schedule"}
+_OF_ACKTR = {field.name for field in dataclasses.fields(OptimizerSettings)} - _SHARED_WITH_A2C | {"center_values"}
+_OF_A2C = {field.name for field in dataclasses.fields(A2CSettings)}
+_OF_CRITIC = {name for name in _OF_ACKTR if name.startswith("critic_")}
+_OF_PIXELS = {"pixel_size", "frame_stack"}
+_OF_CONVOLUTIONS = {"conv_channels", "conv_features", "zero_sum_filters"}
+
+
+def without_effect(settings: Settings, given: Collection[str]) -> tuple[str, ...]:
+    """A line for each reason why settings that were given do nothing; none where all of them act.
+
+    Args:
+        settings: the complete settings.
+        given: names of those that a person set, by flag or keyword.
+    """
+    reasons = (
+        (settings.algorithm == "a2c", _OF_ACKTR, "algorithm is a2c"),
+        (settings.algorithm == "acktr", _OF_A2C, "algorithm is acktr"),
+        (settings.algorithm == "acktr" and settings.shared_trunk, _OF_CRITIC, "shared_trunk is true"),
+        (not settings.pixels, _OF_PIXELS, "pixels is false"),
+        (settings.network == "mlp", _OF_CONVOLUTIONS, "network is mlp"),
+    )
+    return tuple(
+        f"without effect, as {reason}: {', '.join(sorted(names & set(given)))}"
+        for holds, names, reason in reasons
+        if holds and names & set(given)
+    )

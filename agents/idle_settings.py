@@ -21,15 +21,19 @@ def without_effect(settings: Settings, given: Collection[str]) -> tuple[str, ...
         settings: the complete settings.
         given: names of those that a person set, by flag or keyword.
     """
+    return tuple(
+        f"without effect, as {reason}: {', '.join(sorted(names))}" for reason, names in idle(settings, given).items()
+    )
+
+
+def idle(settings: Settings, names: Collection[str]) -> dict[str, set[str]]:
+    """Those of the names that do nothing, by the reason why."""
+    acktr, a2c = settings.algorithm == "acktr", settings.algorithm == "a2c"
     reasons = (
-        (settings.algorithm == "a2c", _OF_ACKTR, "algorithm is a2c"),
-        (settings.algorithm == "acktr", _OF_A2C, "algorithm is acktr"),
-        (settings.algorithm == "acktr" and settings.shared_trunk, _OF_CRITIC, "shared_trunk is true"),
+        (a2c, _OF_ACKTR, "algorithm is a2c"),
+        (acktr, _OF_A2C, "algorithm is acktr"),
+        (acktr and settings.shared_trunk, _OF_CRITIC, "shared_trunk is true"),
         (not settings.pixels, _OF_PIXELS, "pixels is false"),
         (settings.network == "mlp", _OF_CONVOLUTIONS, "network is mlp"),
     )
-    return tuple(
-        f"without effect, as {reason}: {', '.join(sorted(names & set(given)))}"
-        for holds, names, reason in reasons
-        if holds and names & set(given)
-    )
+    return {reason: found for holds, group, reason in reasons if holds and (found := group & set(names))}

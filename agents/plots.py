@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acktr.agents.idle_settings import idle
 from acktr.agents.metrics_file import read_metrics
 from acktr.agents.run_folder import METRICS_FILE, RunFolder
 from acktr.agents.settings import FIELDS, Settings
@@ -16,17 +17,15 @@ from acktr.errors import UserError
 _POINTS = 400
 _MOST_DIFFERENCES = 3
 
-# What runs may differ in and still be one experiment, repeated.
-_NO_MATTER: dict[str, Any] = {
-    name: FIELDS[name].default
-    for name in ("seed", "device", "num_threads", "log_interval", "checkpoint_interval", "exact_resume")
-}
+_NO_MATTER = ("seed", "device", "num_threads", "vectorization", "log_interval", "checkpoint_interval", "exact_resume")
+"""What runs may differ in and still be one experiment, repeated."""
 
 
 def plot(runs: Sequence[Path], output: Path) -> None:
     """Draw `return_mean` over timesteps.
 
-    Runs that differ in their seed alone (and in what decides no result, such as the device) make one curve: their
+    Runs that differ in their seed alone (and in what decides no result, such as the device, or ACKTR's settings where
+    the algorithm is A2C) make one curve: their
     mean, and their lowest and highest as a band, over the timesteps that all of them have (that any has, where they
     have none in common). Curves are named by algorithm and by the settings in which they differ. A
     single run's band is one standard deviation of its episodes, and it has none beside curves of several runs: a band
@@ -47,7 +46,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         environments.add(settings.env)
         curve = read_curve(run / METRICS_FILE)
         if curve.size:
-            groups.setdefault(dataclasses.replace(settings, **_NO_MATTER), []).append((run, curve))
+            groups.setdefault(_experiment(settings), []).append((run, curve))
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no state shared with pyplot
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -90,6 +89,13 @@ def read_curve(file: Path) -> NDArray[np.float64]:
     names = ("timesteps", "return_mean", "return_std")
     rows = [[row[name] for name in names] for row in read_metrics(file) if row["return_mean"] is not None]
     return np.asarray(rows, dtype=np.float64).reshape(-1, len(names))
+
+
+def _experiment(settings: Settings) -> Settings:
+    """The settings with those that decide no result at their defaults."""
+    without_say = {*_NO_MATTER, *set[str]().union(*idle(settings, FIELDS).values())}
+    defaults: dict[str, Any] = {name: FIELDS[name].default for name in without_say}
+    return dataclasses.replace(settings, **defaults)
 
 
 def _label(settings: Settings, others: Sequence[Settings], *, runs: Sequence[Path]) -> str:

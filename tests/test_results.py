@@ -1,0 +1,29 @@
+"""The committed results belong to the presets as they are shipped now."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from acktr.agents.idle_settings import idle
+from acktr.agents.presets import resolve
+from acktr.agents.settings import Settings
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+RECORDS = sorted(path.parent.relative_to(RESULTS) for path in RESULTS.rglob("settings.yaml"))
+OF_THE_COMMAND = {"seed", "num_threads", "vectorization", "total_timesteps", "log_interval"}
+
+
+def test_there_are_results() -> None:
+    assert len(RECORDS) > 50
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=str)
+def test_a_change_of_a_preset_asks_for_its_results_to_be_run_again(record: Path) -> None:
+    """Settings that have come since are not in the older records, which were made with what is their default now."""
+    recorded = yaml.safe_load((RESULTS / record / "settings.yaml").read_text())
+    settings = Settings.from_dict(recorded)
+    asked = {name: recorded[name] for name in ("env", "algorithm", "pixels") if recorded.get(name)}
+    shipped = resolve(asked).settings().to_dict()
+    changed = {name for name, value in recorded.items() if shipped[name] != value} - OF_THE_COMMAND
+    assert changed == set().union(*idle(settings, changed).values())

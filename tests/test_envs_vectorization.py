@@ -235,8 +235,9 @@ def test_a_factory_that_fails_in_a_worker_alone_is_a_user_error_and_leaves_no_pr
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_a_trainer_that_is_killed_or_interrupted_in_a_step(number: signal.Signals) -> None:
     script = """
-        import time, gymnasium, numpy as np
+        import signal, time, gymnasium, numpy as np
         from acktr.envs.make import make_vec
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background without it
         class Slow(gymnasium.Env):
             observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
             action_space = gymnasium.spaces.Discrete(2)

@@ -12,7 +12,7 @@ from torch.distributions import Beta, Categorical
 from torch.nn import functional
 
 from acktr.kfac import KFAC, Fisher, GaussNewton, Joint, mean_kl
-from acktr.kfac.blocks import IdentityBlock
+from acktr.kfac.small_blocks import IdentityBlock
 from acktr.kfac.solvers import damped_inverse
 from acktr.kfac.step import AppliedStep
 from acktr.kfac.units import Unit

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, mean_kl
-from acktr.kfac.blocks import DampingMode
+from acktr.kfac.kronecker import DampingMode
 
 pytestmark = pytest.mark.usefixtures("float64")
 

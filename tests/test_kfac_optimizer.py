@@ -15,7 +15,7 @@ from torch.distributions import Categorical
 from acktr.agents import checkpoint
 from acktr.agents.updates import load_optimizer_state, optimizer_state
 from acktr.kfac import KFAC, Fisher, GaussNewton
-from acktr.kfac.blocks import factored_damping
+from acktr.kfac.kronecker import factored_damping
 from acktr.kfac.solvers import damped_inverse, eigenbasis
 
 pytestmark = pytest.mark.usefixtures("float64")

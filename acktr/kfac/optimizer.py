@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from acktr.kfac.averages import Share
-from acktr.kfac.blocks import DampingMode
-from acktr.kfac.capture import Call, Recorder, backward_passes, calls_of
+from acktr.kfac.capture import Call, Recorder
 from acktr.kfac.checks import check_choice, check_precision, check_range
+from acktr.kfac.estimation import estimate
+from acktr.kfac.kronecker import DampingMode
 from acktr.kfac.metrics import Metric
 from acktr.kfac.momentum import Momentum
 from acktr.kfac.pace import MIN_WINDOW, batch_share, has_its_turn, refresh_interval
@@ -29,7 +30,6 @@ from acktr.kfac.units import (
     BiasMode,
     KroneckerUnit,
     ModuleUnit,
-    StandaloneUnit,
     Unit,
     build_units,
     recorded_modules,
@@ -201,45 +201,22 @@ class KFAC(torch.optim.Optimizer):
         if not self.statistics_due:
             return
         calls = self._recorder.take()
-        standalone = [unit for unit in self.units if isinstance(unit, StandaloneUnit)]
         if not calls and any(isinstance(unit, KroneckerUnit | ModuleUnit) for unit in self.units):
             raise RuntimeError(
                 "nothing was captured: run the forward pass inside `with optimizer.capture():`, with gradients enabled"
             )
         with torch.autocast(self._device.type, enabled=False):
-            self._update_statistics(metric, weights, calls, standalone)
+            self._update_statistics(metric, weights, calls)
 
-    def _update_statistics(
-        self, metric: Metric, weights: Tensor | None, calls: list[Call], standalone: list[StandaloneUnit]
-    ) -> None:
+    def _update_statistics(self, metric: Metric, weights: Tensor | None, calls: list[Call]) -> None:
         self._informed = True
-        losses = metric.losses()
-        if losses.shape[1] == 0:
-            return
-        with record_function("kfac::sampled_backward"):
-            passes = backward_passes(losses, calls) if calls else []
-        if calls and not any(passes):
-            raise RuntimeError("the metric depends on no captured output: build it from the forward pass in capture()")
         turn = self.steps // self.stat_interval
         share = batch_share(turn + 1, decay=self.stat_decay, window=self.stat_window)
         if self._counted == self.steps:  # a further part of one step's batch: the first has aged what is older
             share = Share(keep=1.0, add=share.add)
         thinning = Thinning.rotating(self.position_stride, turn)
-        with torch.no_grad(), record_function("kfac::factors"):
-            for unit in self.units:
-                if isinstance(unit, KroneckerUnit):
-                    own = calls_of(unit.modules, passes)
-                    reached = {id(call): call for gradients in own for call, _ in gradients}
-                    if reached:
-                        unit.update_inputs(list(reached.values()), weights, share, thinning)
-                        unit.update_outputs(own, weights, share, examples=losses.shape[1])
-                elif isinstance(unit, ModuleUnit):
-                    unit.update(calls_of(unit.modules, passes), weights, share, examples=losses.shape[1])
-        if standalone:
-            exact = metric.exact_losses()
-            for exact_unit in standalone:
-                exact_unit.update(exact, weights, share)
-        self._counted = self.steps
+        if estimate(self.units, metric, weights, calls, share=share, thinning=thinning):
+            self._counted = self.steps
 
     # --- the step ----------------------------------------------------------------------------------------------
 

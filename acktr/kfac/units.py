@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.averages import Share
-from acktr.kfac.blocks import Block, DampingMode, DiagonalBlock, FullBlock, IdentityBlock, KroneckerBlock
+from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Call
+from acktr.kfac.kronecker import DampingMode, KroneckerBlock
 from acktr.kfac.layers import (
     AFFINE_TYPES,
     NORM_TYPES,
@@ -26,6 +27,7 @@ from acktr.kfac.layers import (
     norm_gradients,
     output_positions,
 )
+from acktr.kfac.small_blocks import DiagonalBlock, FullBlock, IdentityBlock
 from acktr.kfac.statistics import (
     EVERY_POSITION,
     FactorKind,

@@ -1,0 +1,135 @@
+"""The Kronecker-factored block of a weight matrix."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from acktr.kfac.averages import RunningAverage
+from acktr.kfac.blocks import Missing, RefreshReport, copy_to, divided
+from acktr.kfac.products import product
+from acktr.kfac.solvers import damped_inverse, eigenbasis
+
+DampingMode = Literal["factored", "exact"]
+
+
+class KroneckerBlock:
+    """F = A ⊗ G on a weight matrix: F V = G V A (Martens & Grosse 2015; Grosse & Martens 2016 for convolutions).
+
+    Damping "factored" adds `π sqrt(λ) I` to A and `sqrt(λ)/π I` to G with the trace-norm `π` (section 6.3) and inverts
+    by Cholesky; "exact" keeps eigenbases and divides by `s_G s_Aᵀ + λ`. At equal λ the factored form is never less
+    damped, so a value of λ does not carry over from one mode to the other.
+
+    Args:
+        like: a tensor with the device and dtype of the statistics.
+        mode: the damping mode.
+    """
+
+    def __init__(self, like: Tensor, *, mode: DampingMode) -> None:
+        self.inputs = RunningAverage()
+        self.outputs = RunningAverage()
+        self.mode = mode
+        self._like = like
+        self._left: Tensor | None = None  # G's inverse, or its eigenvectors
+        self._right: Tensor | None = None  # the same of A
+        self._scales: Tensor | None = None  # s_G s_Aᵀ in exact mode, (b, o, i)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the statistics."""
+        return self._like.dtype
+
+    @property
+    def missing(self) -> Missing | None:
+        """See `Block`."""
+        if self.inputs.value is None or self.outputs.value is None:
+            return "statistics"
+        return "inverse" if self._left is None else None
+
+    def refresh(self, damping: float) -> RefreshReport:
+        """Invert or decompose both factors; a factor that defies the guard ladder keeps the old pair in use."""
+        A, G = self.inputs.value, self.outputs.value
+        if A is None or G is None:
+            return RefreshReport()
+        if self.mode == "factored":
+            damping_a, damping_g = factored_damping(A, G, damping)
+            right, retries_a = damped_inverse(A, damping_a)
+            left, retries_g = damped_inverse(G, damping_g)
+            if left is None or right is None:
+                return RefreshReport(retries=retries_a + retries_g, stale=True)
+            self._left, self._right, self._scales = left, right, None
+            return RefreshReport(retries=retries_a + retries_g)
+        basis_a, retries_a = eigenbasis(A)
+        basis_g, retries_g = eigenbasis(G)
+        if basis_a is None or basis_g is None:
+            return RefreshReport(retries=retries_a + retries_g, stale=True)
+        self._right, self._left = basis_a[1], basis_g[1]
+        self._scales = basis_g[0][:, :, None] * basis_a[0][:, None, :]
+        return RefreshReport(retries=retries_a + retries_g)
+
+    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+        """(F + damping)⁻¹ gradient for (b, o, i); in factored mode the damping is that of the last refresh."""
+        if self._left is None or self._right is None:
+            return gradient
+        if self._scales is None:
+            return product(product(self._left, gradient), self._right)
+        rotated = product(product(self._left.transpose(-1, -2), gradient), self._right)
+        rotated = divided(rotated, self._scales, damping)
+        return product(product(self._left, rotated), self._right.transpose(-1, -2))
+
+    def multiply(self, direction: Tensor) -> Tensor:
+        """G V A for (b, o, i) with the running factors; V itself before any statistics."""
+        if self.inputs.value is None or self.outputs.value is None:
+            return direction
+        return product(product(self.outputs.value, direction), self.inputs.value)
+
+    def to_dense(self) -> Tensor:
+        """(b · o · i) square, block-diagonal over the groups."""
+        if self.inputs.value is None or self.outputs.value is None:
+            raise RuntimeError("no statistics yet: call update_statistics first")
+        groups, rows, columns = self.outputs.value.shape[0], self.outputs.value.shape[1], self.inputs.value.shape[1]
+        size = rows * columns
+        dense = self.outputs.value.new_zeros(groups * size, groups * size)
+        for index, (G, A) in enumerate(zip(self.outputs.value, self.inputs.value, strict=True)):
+            part = slice(index * size, (index + 1) * size)
+            dense[part, part] = torch.kron(G, A)
+        return dense
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both factors with their masses, and the inverses in use, which are older than the factors."""
+        return {
+            "inputs": self.inputs.state_dict(),
+            "outputs": self.outputs.state_dict(),
+            "left": self._left,
+            "right": self._right,
+            "scales": self._scales,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.inputs.load_state_dict(state["inputs"], self._like)
+        self.outputs.load_state_dict(state["outputs"], self._like)
+        self._left, self._right, self._scales = (
+            copy_to(state[name], self._like) for name in ("left", "right", "scales")
+        )
+
+
+def factored_damping(A: Tensor, G: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Split lambda over two factors by the trace norm (Martens & Grosse 2015, section 6.3).
+
+    Args:
+        A: (b, i, i).
+        G: (b, o, o).
+        damping: lambda on the block A ⊗ G.
+
+    Returns:
+        What to add to the diagonals of A and of G, each (b,): `π sqrt(λ)` and `sqrt(λ)/π` with
+        `π = sqrt((tr A / i) / (tr G / o))`, and π = 1 where a trace is 0 (a dead layer).
+    """
+    mean_a = A.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean_g = G.diagonal(dim1=-2, dim2=-1).mean(-1)
+    usable = (mean_a > 0) & (mean_g > 0)
+    one = torch.ones_like(mean_a)
+    pi = (torch.where(usable, mean_a, one) / torch.where(usable, mean_g, one)).sqrt().clamp(1e-6, 1e6)
+    root = damping**0.5
+    return pi * root, root / pi

@@ -1,0 +1,158 @@
+"""Blocks of parameters that are no weight matrix: whole, diagonal, or none at all."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acktr.kfac.averages import RunningAverage, Share
+from acktr.kfac.blocks import Missing, RefreshReport, copy_to, divided
+from acktr.kfac.solvers import damped_inverse
+
+
+class FullBlock:
+    """The whole Fisher block of a small parameter of d entries, from its per-example gradients."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.moment = RunningAverage()  # (1, d, d)
+        self._like = like
+        self._inverse: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the statistics."""
+        return self._like.dtype
+
+    def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:
+        """Add a batch.
+
+        Args:
+            gradients: (rows, d) per-example gradients, each already multiplied by the root of its weight.
+            weight: 0-d, the sum of the examples' weights.
+            share: of the batch.
+        """
+        self.moment.update((gradients.T @ gradients).unsqueeze(0), weight, share)
+
+    @property
+    def missing(self) -> Missing | None:
+        """See `Block`."""
+        if self.moment.value is None:
+            return "statistics"
+        return "inverse" if self._inverse is None else None
+
+    def refresh(self, damping: float) -> RefreshReport:
+        """Invert by Cholesky."""
+        if self.moment.value is None:
+            return RefreshReport()
+        inverse, retries = damped_inverse(self.moment.value, self.moment.value.new_full((1,), damping))
+        if inverse is None:
+            return RefreshReport(retries=retries, stale=True)
+        self._inverse = inverse[0]
+        return RefreshReport(retries=retries)
+
+    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+        """(F + damping)⁻¹ gradient for (d,), with the damping of the last refresh."""
+        return gradient if self._inverse is None else self._inverse @ gradient
+
+    def multiply(self, direction: Tensor) -> Tensor:
+        """F v for (d,)."""
+        return direction if self.moment.value is None else self.moment.value[0] @ direction
+
+    def to_dense(self) -> Tensor:
+        """(d, d)."""
+        if self.moment.value is None:
+            raise RuntimeError("no statistics yet: call update_statistics first")
+        return self.moment.value[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running block and the inverse in use."""
+        return {"moment": self.moment.state_dict(), "inverse": self._inverse}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.moment.load_state_dict(state["moment"], self._like)
+        self._inverse = copy_to(state["inverse"], self._like)
+
+
+class DiagonalBlock:
+    """The diagonal of the Fisher of d parameters, from their per-example gradients."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.moment = RunningAverage()  # (d,)
+        self._like = like
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the statistics."""
+        return self._like.dtype
+
+    def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:
+        """Add a batch of (rows, d) per-example gradients, as `FullBlock.update`."""
+        self.moment.update(gradients.square().sum(0), weight, share)
+
+    @property
+    def missing(self) -> Missing | None:
+        """See `Block`."""
+        return "statistics" if self.moment.value is None else None
+
+    def refresh(self, damping: float) -> RefreshReport:
+        """Nothing to decompose."""
+        return RefreshReport()
+
+    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+        """Gradient / (F + damping) for (d,)."""
+        return gradient if self.moment.value is None else divided(gradient, self.moment.value, damping)
+
+    def multiply(self, direction: Tensor) -> Tensor:
+        """F v for (d,)."""
+        return direction if self.moment.value is None else self.moment.value * direction
+
+    def to_dense(self) -> Tensor:
+        """(d, d)."""
+        if self.moment.value is None:
+            raise RuntimeError("no statistics yet: call update_statistics first")
+        return torch.diag(self.moment.value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running diagonal."""
+        return {"moment": self.moment.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.moment.load_state_dict(state["moment"], self._like)
+
+
+class IdentityBlock:
+    """Parameters that K-FAC cannot treat: plain gradient, Fisher taken as the identity."""
+
+    @property
+    def missing(self) -> Missing | None:
+        """See `Block`."""
+        return None
+
+    def refresh(self, damping: float) -> RefreshReport:
+        """Nothing to decompose."""
+        return RefreshReport()
+
+    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+        """The gradient itself."""
+        return gradient
+
+    def multiply(self, direction: Tensor) -> Tensor:
+        """The direction itself."""
+        return direction
+
+    def to_dense(self) -> Tensor:
+        """No matrix is kept.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("this parameter is not factored: its gradient is applied as it is")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take back."""

@@ -3,7 +3,8 @@
 A run is stopped midway and its policy held still. From each of some batches come the directions: the gradient, the
 natural gradient by conjugate gradients with the exact Fisher (TRPO's), and K-FAC's with the factors of the run as they
 stand. Each is followed until the mean KL on other batches is the one asked for; there the surrogate objective, the mean
-of pi_after / pi_before times the normalised advantage, says what the step is worth. Steps are compared batch by batch.
+of pi_after / pi_before times the normalised advantage, says what the step is worth. Steps are compared batch by batch,
+since the noise of the other batches is common to all: some 0.0004 at a KL of 0.01.
 
     python benchmarks/directions.py --env Walker2d-v5 --timesteps 100000
 """
@@ -24,8 +25,11 @@ from acktr.agents.losses import standardise
 from acktr.agents.rollout import Batch
 from acktr.kfac import KFAC, mean_kl
 
-TRAINING, HELD_OUT = 8, 16
+TRAINING, HELD_OUT = 8, 64
 """Batches that directions come from, and batches that they are judged by."""
+
+LARGEST_RATIO = 10.0
+"""Of the two policies' densities: a few rows, which a step moved by many deviations, would rule the mean otherwise."""
 
 ITERATIONS = 50
 """Of conjugate gradients; Schulman et al. 2015 take 10."""
@@ -139,11 +143,7 @@ class Scene:
         while excess(far) < 0:
             far *= 2
         excess(brentq(excess, 0.0, far, rtol=1e-3))
-        gained = self._mean(
-            lambda batch, before, after: (
-                (after.log_prob(batch.actions) - before.log_prob(batch.actions)).exp() * _advantages(batch)
-            ).mean()
-        )
+        gained = self._mean(_surrogate)
         vector_to_parameters(self.at, self.parameters)
         return gained
 
@@ -153,6 +153,11 @@ class Scene:
 
     def _distribution(self, batch: Batch) -> Distribution:
         return self.policy.distribution(batch.observations)
+
+
+def _surrogate(batch: Batch, before: Distribution, after: Distribution) -> Tensor:
+    ratio = (after.log_prob(batch.actions) - before.log_prob(batch.actions)).exp()
+    return (ratio.clamp(max=LARGEST_RATIO) * _advantages(batch)).mean()
 
 
 def _advantages(batch: Batch) -> Tensor:

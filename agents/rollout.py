@@ -111,7 +111,8 @@ class Rollout:
             return f"a reward that is not finite, in environment {np.argwhere(strange)[0, 1]}"
         named = self.observations if isinstance(self.observations, dict) else {"": self.observations}
         for name, leaf in named.items():
-            if leaf.is_floating_point() and len(rows := (~torch.isfinite(leaf.flatten(2)).all(2)).nonzero()):
+            finite = torch.isfinite(leaf.reshape(*leaf.shape[:2], -1)).all(2)  # a scalar's rows have no further axis
+            if leaf.is_floating_point() and len(rows := (~finite).nonzero()):
                 where = f" under '{name}'" if name else ""
                 return f"an observation that is not finite{where}, in environment {rows[0, 1]}"
         return None

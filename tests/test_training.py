@@ -238,6 +238,24 @@ def test_an_observation_that_is_not_finite_is_not_blamed_on_the_policy(agent: An
     assert all(torch.isfinite(p).all() for p in trained.policy.parameters())
 
 
+class BlindScalar(Blind):
+    """Likewise, with observations that are single numbers."""
+
+    observation_space = Box(-np.inf, np.inf, (), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.float32(0), {}
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        return np.float32(np.nan if self.count > 100 else 0.0), 1.0, False, False, {}
+
+
+def test_a_scalar_observation_that_is_not_finite_is_named_too() -> None:
+    with pytest.raises(RunError, match="an observation that is not finite, in environment 0"):
+        acktr.ACKTR(BlindScalar, num_envs=2, num_steps=10).learn(5000)
+
+
 class StrangeEnd(gymnasium.Env[Any, Any]):
     """Its last observation is not finite, which nothing is learnt from: the episode is over."""
 

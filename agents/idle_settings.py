@@ -10,6 +10,8 @@ _SHARED_WITH_A2C = {"lr", "lr_schedule"}
 _OF_ACKTR = {field.name for field in dataclasses.fields(OptimizerSettings)} - _SHARED_WITH_A2C | {"center_values"}
 _OF_A2C = {field.name for field in dataclasses.fields(A2CSettings)}
 _OF_CRITIC = {name for name in _OF_ACKTR if name.startswith("critic_")}
+_OF_KFOC = {"kfoc_steps", "kfoc_aggregation"}
+_OF_KRONECKER = {"damping_mode"}
 _OF_PIXELS = {"pixel_size", "frame_stack"}
 _OF_CONVOLUTIONS = {"conv_channels", "conv_features", "zero_sum_filters"}
 
@@ -33,6 +35,8 @@ def idle(settings: Settings, names: Collection[str]) -> dict[str, set[str]]:
         (a2c, _OF_ACKTR, "algorithm is a2c"),
         (acktr, _OF_A2C, "algorithm is acktr"),
         (acktr and settings.shared_trunk, _OF_CRITIC, "shared_trunk is true"),
+        (acktr and not settings.curvature.endswith("kfoc"), _OF_KFOC, "curvature is not K-FOC"),
+        (acktr and settings.curvature in ("diagonal", "full"), _OF_KRONECKER, f"curvature is {settings.curvature}"),
         (not settings.pixels, _OF_PIXELS, "pixels is false"),
         (settings.network == "mlp", _OF_CONVOLUTIONS, "network is mlp"),
     )

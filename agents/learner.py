@@ -314,5 +314,8 @@ def _build_kfac(model: nn.Module, settings: Settings, region: Region) -> KFAC:
         position_stride=settings.position_stride,
         bias=settings.bias,
         conv_factors=settings.conv_factors,
+        curvature=settings.curvature,
+        kfoc_steps=settings.kfoc_steps,
+        kfoc_aggregation=settings.kfoc_aggregation,
         compat=settings.compat,
     )

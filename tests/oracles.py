@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import KFAC
-from acktr.kfac.units import KroneckerUnit, Unit
+from acktr.kfac.units import Unit, WeightUnit
 
 
 def example_gradients(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -40,11 +40,11 @@ def block_order(unit: Unit) -> Tensor:
     return unit.matrix(parts).flatten().long()
 
 
-def fisher_block(unit: Unit, losses: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The unit's block of the dense Fisher in the order of `unit.block.to_dense()`, zero between groups."""
+def fisher_block(unit: Unit, losses: Tensor, weights: Tensor | None = None, *, between_groups: bool = False) -> Tensor:
+    """The unit's block of the dense Fisher in the order of `unit.block.to_dense()`, zero between groups by default."""
     order = block_order(unit)
     dense = dense_fisher(losses, unit.parameters, weights)[order][:, order]
-    if isinstance(unit, KroneckerUnit) and unit.map.groups > 1:
+    if isinstance(unit, WeightUnit) and unit.map.groups > 1 and not between_groups:
         size = len(order) // unit.map.groups
         group = torch.arange(len(order)) // size
         dense = torch.where(group[:, None] == group[None, :], dense, 0.0)

@@ -10,7 +10,7 @@ from torch.distributions import Independent, Normal
 from torch.nn import functional
 
 from acktr.kfac import KFAC, Fisher, GaussNewton
-from acktr.kfac.units import KroneckerUnit
+from acktr.kfac.units import WeightUnit
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -25,7 +25,7 @@ def captured(model: nn.Module, optimizer: KFAC, inputs: Tensor) -> GaussNewton:
 
 def inputs_factor(optimizer: KFAC) -> Tensor:
     unit = optimizer.units[0]
-    assert isinstance(unit, KroneckerUnit)
+    assert isinstance(unit, WeightUnit)
     assert unit.block.inputs.value is not None
     return unit.block.inputs.value[0]
 

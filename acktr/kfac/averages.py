@@ -1,7 +1,7 @@
 """Running averages of statistics, unbiased from the first batch on."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,19 +33,23 @@ class RunningAverage:
     """Exponential average that is unbiased from its first value: a weighted sum over the sum of its weights.
 
     A batch without any valid example, or with a non-finite statistic, has weight 0 and leaves the value as it is; this
-    is decided by tensor arithmetic, with no host read. Until a batch counts, the value is the identity: a curvature of
-    0 would let the trust region pass any step.
+    is decided by tensor arithmetic, with no host read. Until a batch counts, the value is that of the identity as a
+    curvature: one of 0 would let the trust region pass any step.
+
+    Args:
+        of: "matrices" (b, n, n), or "diagonals" of any shape.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of: Literal["matrices", "diagonals"] = "matrices") -> None:
         self.value: Tensor | None = None
         self.mass: Tensor | None = None
+        self._of = of
 
     def update(self, total: Tensor, weight: Tensor, share: Share) -> None:
         """Add the batch's mean `total / weight`.
 
         Args:
-            total: sum over examples, (b, n, n) for matrices or (d,) for a diagonal.
+            total: sum over examples, shaped as the value.
             weight: 0-d, the sum of the examples' weights.
             share: of the batch's mean.
         """
@@ -53,7 +57,8 @@ class RunningAverage:
         total = torch.where(usable, total, 0.0)  # a NaN times a share of 0 would still be one
         fresh = share.add * usable.to(total.dtype)
         if self.value is None or self.mass is None:
-            identity = torch.ones_like(total) if total.dim() == 1 else torch.eye(total.shape[-1]).to(total)
+            diagonal = self._of == "diagonals"
+            identity = torch.ones_like(total) if diagonal else torch.eye(total.shape[-1]).to(total)
             self.value, self.mass = identity.expand_as(total).clone(), torch.zeros_like(fresh)
         self.mass = torch.where(usable, share.keep * self.mass, self.mass) + fresh
         part = torch.where(usable, fresh / self.mass, 0.0)

@@ -10,7 +10,7 @@ from acktr.kfac.averages import Share
 from acktr.kfac.capture import Call, backward_passes, calls_of
 from acktr.kfac.metrics import Metric
 from acktr.kfac.statistics import Thinning
-from acktr.kfac.units import KroneckerUnit, ModuleUnit, StandaloneUnit, Unit
+from acktr.kfac.units import ModuleUnit, StandaloneUnit, Unit, WeightUnit
 
 
 def estimate(
@@ -48,12 +48,9 @@ def estimate(
         raise RuntimeError("the metric depends on no captured output: build it from the forward pass in capture()")
     with torch.no_grad(), record_function("kfac::factors"):
         for unit in units:
-            if isinstance(unit, KroneckerUnit):
+            if isinstance(unit, WeightUnit):
                 own = calls_of(unit.modules, passes)
-                reached = {id(call): call for gradients in own for call, _ in gradients}
-                if reached:
-                    unit.update_inputs(list(reached.values()), weights, share, thinning)
-                    unit.update_outputs(own, weights, share, examples=losses.shape[1])
+                unit.update(own, weights, share, examples=losses.shape[1], thinning=thinning)
             elif isinstance(unit, ModuleUnit):
                 unit.update(calls_of(unit.modules, passes), weights, share, examples=losses.shape[1])
     standalone = [unit for unit in units if isinstance(unit, StandaloneUnit)]

@@ -5,8 +5,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from acktr.kfac.averages import RunningAverage
+from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.blocks import Missing, RefreshReport, copy_to, divided
+from acktr.kfac.factors import Factors
+from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
 from acktr.kfac.solvers import damped_inverse, eigenbasis
 
@@ -21,13 +23,13 @@ class KroneckerBlock:
     damped, so a value of λ does not carry over from one mode to the other.
 
     Args:
+        factors: A and G as K-FAC or K-FOC estimates them.
         like: a tensor with the device and dtype of the statistics.
         mode: the damping mode.
     """
 
-    def __init__(self, like: Tensor, *, mode: DampingMode) -> None:
-        self.inputs = RunningAverage()
-        self.outputs = RunningAverage()
+    def __init__(self, factors: Factors, like: Tensor, *, mode: DampingMode) -> None:
+        self.factors = factors
         self.mode = mode
         self._like = like
         self._left: Tensor | None = None  # G's inverse, or its eigenvectors
@@ -35,9 +37,18 @@ class KroneckerBlock:
         self._scales: Tensor | None = None  # s_G s_Aᵀ in exact mode, (b, o, i)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the statistics."""
-        return self._like.dtype
+    def inputs(self) -> RunningAverage:
+        """A, (b, i, i)."""
+        return self.factors.inputs
+
+    @property
+    def outputs(self) -> RunningAverage:
+        """G, (b, o, o)."""
+        return self.factors.outputs
+
+    def observe(self, batch: WeightBatch, share: Share) -> None:
+        """Add a batch to both factors."""
+        self.factors.observe(batch, share)
 
     @property
     def missing(self) -> Missing | None:
@@ -87,30 +98,22 @@ class KroneckerBlock:
         """(b · o · i) square, block-diagonal over the groups."""
         if self.inputs.value is None or self.outputs.value is None:
             raise RuntimeError("no statistics yet: call update_statistics first")
-        groups, rows, columns = self.outputs.value.shape[0], self.outputs.value.shape[1], self.inputs.value.shape[1]
-        size = rows * columns
-        dense = self.outputs.value.new_zeros(groups * size, groups * size)
-        for index, (G, A) in enumerate(zip(self.outputs.value, self.inputs.value, strict=True)):
-            part = slice(index * size, (index + 1) * size)
-            dense[part, part] = torch.kron(G, A)
-        return dense
+        return kronecker_products(self.outputs.value, self.inputs.value)
 
     def state_dict(self) -> dict[str, Any]:
         """Both factors with their masses, and the inverses in use, which are older than the factors."""
         return {
-            "inputs": self.inputs.state_dict(),
-            "outputs": self.outputs.state_dict(),
+            **self.factors.state_dict(),
             "left": self._left,
             "right": self._right,
-            "scales": self._scales,
+            "eigenvalues": self._scales,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.inputs.load_state_dict(state["inputs"], self._like)
-        self.outputs.load_state_dict(state["outputs"], self._like)
+        self.factors.load_state_dict(state, self._like)
         self._left, self._right, self._scales = (
-            copy_to(state[name], self._like) for name in ("left", "right", "scales")
+            copy_to(state[name], self._like) for name in ("left", "right", "eigenvalues")
         )
 
 
@@ -133,3 +136,13 @@ def factored_damping(A: Tensor, G: Tensor, damping: float) -> tuple[Tensor, Tens
     pi = (torch.where(usable, mean_a, one) / torch.where(usable, mean_g, one)).sqrt().clamp(1e-6, 1e6)
     root = damping**0.5
     return pi * root, root / pi
+
+
+def kronecker_products(left: Tensor, right: Tensor) -> Tensor:
+    """(b, o, o) and (b, i, i) to a (b · o · i) square with the products of the groups as its diagonal blocks."""
+    size = left.shape[-1] * right.shape[-1]
+    dense = left.new_zeros(len(left) * size, len(left) * size)
+    for index, (one, other) in enumerate(zip(left, right, strict=True)):
+        part = slice(index * size, (index + 1) * size)
+        dense[part, part] = torch.kron(one, other)
+    return dense

@@ -6,6 +6,7 @@ trust region η = min(lr, sqrt(2 max_kl / mᵀ F m)) with F undamped -> paramete
 
 import contextlib
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, overload
@@ -17,25 +18,23 @@ from torch.profiler import record_function
 from acktr.kfac.averages import Share
 from acktr.kfac.capture import Call, Recorder
 from acktr.kfac.checks import check_choice, check_precision, check_range
+from acktr.kfac.curvatures import BiasMode, BlockChoice, Curvature
 from acktr.kfac.estimation import estimate
 from acktr.kfac.kronecker import DampingMode
 from acktr.kfac.metrics import Metric
 from acktr.kfac.momentum import Momentum
+from acktr.kfac.optimal_factors import Aggregation
 from acktr.kfac.pace import MIN_WINDOW, batch_share, has_its_turn, refresh_interval
 from acktr.kfac.rules import Proposal, baselines_step, natural_step
 from acktr.kfac.statistics import FactorKind, Thinning
 from acktr.kfac.step import AppliedStep
 from acktr.kfac.trust_region import baselines_scale
-from acktr.kfac.units import (
-    BiasMode,
-    KroneckerUnit,
-    ModuleUnit,
-    Unit,
-    build_units,
-    recorded_modules,
-)
+from acktr.kfac.units import ModuleUnit, Unit, WeightUnit, build_units, recorded_modules
 
 Compat = Literal["none", "baselines"]
+
+_SHAPING = ("curvature", "damping_mode", "bias")
+"""Choices that decide what a state holds; statistics may go on under another of the others."""
 
 
 class KFAC(torch.optim.Optimizer):
@@ -71,13 +70,19 @@ class KFAC(torch.optim.Optimizer):
             that shifts from update to update (TF-kfac and Martens & Grosse thin likewise); 1 takes all positions.
         bias: "joint" (homogeneous coordinate) or "separate" (a block of its own, as in the published Atari code).
         conv_factors: "expand" (KFC) or "reduce" (Eschenhagen et al. 2023).
+        curvature: of a weight's block. "kfac"; "ekfac", with the second moments of the gradient in K-FAC's eigenbasis
+            (George et al. 2018); "kfoc", the Kronecker product nearest to the block (Schnaus et al. 2021); "ekfoc",
+            that correction on K-FOC's basis; "diagonal"; "full", the whole block, of at most 5,000 parameters a layer.
+        kfoc_steps: of K-FOC's power method on each batch, from the running factors (1 to 3).
+        kfoc_aggregation: of K-FOC's batches. "running": the product nearest to the running one and the batch's
+            together; "approx": each factor averaged by itself.
         compat: "baselines" reproduces the published code's rescaling by the damped u·g without the factor 2, with
             momentum after it, so that published settings carry over. Needs damping_mode "exact".
 
     Raises:
         TypeError: `model` is no module.
         ValueError: a setting out of range, a model without trainable parameters or with some of less than single
-            precision (use torch.autocast for those forward passes), or a layer too wide to factor.
+            precision (use torch.autocast for those forward passes), or a layer too large for the curvature.
     """
 
     def __init__(
@@ -96,6 +101,9 @@ class KFAC(torch.optim.Optimizer):
         position_stride: int = 1,
         bias: BiasMode = "joint",
         conv_factors: FactorKind = "expand",
+        curvature: Curvature = "kfac",
+        kfoc_steps: int = 1,
+        kfoc_aggregation: Aggregation = "running",
         compat: Compat = "none",
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -110,10 +118,15 @@ class KFAC(torch.optim.Optimizer):
         check_range("position_stride", position_stride, 1, None)
         if max_kl is not None and not max_kl > 0:
             raise ValueError(f"max_kl takes a number above 0, or None, got {max_kl}")
-        check_choice("damping_mode", damping_mode, DampingMode)
-        check_choice("bias", bias, BiasMode)
-        check_choice("conv_factors", conv_factors, FactorKind)
         check_choice("compat", compat, Compat)
+        self._choice = BlockChoice(
+            curvature=curvature,
+            damping_mode=damping_mode,
+            bias=bias,
+            conv_factors=conv_factors,
+            kfoc_steps=kfoc_steps,
+            kfoc_aggregation=kfoc_aggregation,
+        )
         if compat == "baselines" and damping_mode != "exact":
             raise ValueError("compat='baselines' needs damping_mode='exact', as in the published code")
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -127,7 +140,7 @@ class KFAC(torch.optim.Optimizer):
         self.inverse_interval = inverse_interval
         self.position_stride = position_stride
         self.compat = compat
-        self.units, plain = build_units(model, damping_mode=damping_mode, bias=bias, conv_factors=conv_factors)
+        self.units, plain = build_units(model, self._choice)
         if plain:
             warnings.warn(
                 f"K-FAC cannot factor {', '.join(plain)}; these parameters get their plain gradient", stacklevel=2
@@ -201,7 +214,7 @@ class KFAC(torch.optim.Optimizer):
         if not self.statistics_due:
             return
         calls = self._recorder.take()
-        if not calls and any(isinstance(unit, KroneckerUnit | ModuleUnit) for unit in self.units):
+        if not calls and any(isinstance(unit, WeightUnit | ModuleUnit) for unit in self.units):
             raise RuntimeError(
                 "nothing was captured: run the forward pass inside `with optimizer.capture():`, with gradients enabled"
             )
@@ -356,6 +369,7 @@ class KFAC(torch.optim.Optimizer):
         """
         state = super().state_dict()
         state["curvature"] = {
+            "choice": dataclasses.asdict(self._choice),
             "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
             "steps": self.steps,
             "momentum_mass": self._momentum.mass,
@@ -373,6 +387,10 @@ class KFAC(torch.optim.Optimizer):
         if "curvature" not in state_dict:
             raise ValueError("this is no state of KFAC: it holds no curvature")
         curvature = state_dict["curvature"]
+        for name, value in dataclasses.asdict(self._choice).items():
+            found = curvature["choice"][name]
+            if name in _SHAPING and found != value:
+                raise ValueError(f"this state was made with {name} '{found}', this optimizer has '{value}'")
         names = [unit.name for unit in self.units]
         if sorted(curvature["blocks"]) != sorted(names):
             raise ValueError(f"this state holds blocks {sorted(curvature['blocks'])}, the model has {sorted(names)}")

@@ -1,4 +1,4 @@
-"""Blocks of parameters that are no weight matrix: whole, diagonal, or none at all."""
+"""Blocks without Kronecker structure: whole, diagonal, or none at all."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.blocks import Missing, RefreshReport, copy_to, divided
+from acktr.kfac.moments import WeightBatch
 from acktr.kfac.solvers import damped_inverse
 
 
@@ -18,10 +19,14 @@ class FullBlock:
         self._like = like
         self._inverse: Tensor | None = None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the statistics."""
-        return self._like.dtype
+    def observe(self, batch: WeightBatch, share: Share) -> None:
+        """Add a batch of a weight."""
+        total: Tensor | None = None
+        for gradients in batch.gradients():
+            rows = gradients.flatten(1)
+            total = rows.T @ rows if total is None else total.addmm_(rows.T, rows)
+        assert total is not None
+        self.moment.update(total.unsqueeze(0), batch.total_weight(), share)
 
     def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:
         """Add a batch.
@@ -51,12 +56,14 @@ class FullBlock:
         return RefreshReport(retries=retries)
 
     def precondition(self, gradient: Tensor, damping: float) -> Tensor:
-        """(F + damping)⁻¹ gradient for (d,), with the damping of the last refresh."""
-        return gradient if self._inverse is None else self._inverse @ gradient
+        """(F + damping)⁻¹ gradient of d entries in any shape, with the damping of the last refresh."""
+        return gradient if self._inverse is None else (self._inverse @ gradient.flatten()).reshape(gradient.shape)
 
     def multiply(self, direction: Tensor) -> Tensor:
-        """F v for (d,)."""
-        return direction if self.moment.value is None else self.moment.value[0] @ direction
+        """F v of d entries in any shape."""
+        if self.moment.value is None:
+            return direction
+        return (self.moment.value[0] @ direction.flatten()).reshape(direction.shape)
 
     def to_dense(self) -> Tensor:
         """(d, d)."""
@@ -75,16 +82,16 @@ class FullBlock:
 
 
 class DiagonalBlock:
-    """The diagonal of the Fisher of d parameters, from their per-example gradients."""
+    """The diagonal of the Fisher of some parameters, from their per-example gradients."""
 
     def __init__(self, like: Tensor) -> None:
-        self.moment = RunningAverage()  # (d,)
+        self.moment = RunningAverage("diagonals")  # in the shape of the parameters' matrix
         self._like = like
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the statistics."""
-        return self._like.dtype
+    def observe(self, batch: WeightBatch, share: Share) -> None:
+        """Add a batch of a weight."""
+        moment = batch.squares()
+        self.moment.update(moment.total, moment.weight, share)
 
     def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:
         """Add a batch of (rows, d) per-example gradients, as `FullBlock.update`."""
@@ -100,18 +107,18 @@ class DiagonalBlock:
         return RefreshReport()
 
     def precondition(self, gradient: Tensor, damping: float) -> Tensor:
-        """Gradient / (F + damping) for (d,)."""
+        """Gradient / (F + damping), element by element."""
         return gradient if self.moment.value is None else divided(gradient, self.moment.value, damping)
 
     def multiply(self, direction: Tensor) -> Tensor:
-        """F v for (d,)."""
+        """F v, element by element."""
         return direction if self.moment.value is None else self.moment.value * direction
 
     def to_dense(self) -> Tensor:
         """(d, d)."""
         if self.moment.value is None:
             raise RuntimeError("no statistics yet: call update_statistics first")
-        return torch.diag(self.moment.value)
+        return torch.diag(self.moment.value.flatten())
 
     def state_dict(self) -> dict[str, Any]:
         """The running diagonal."""

@@ -6,7 +6,7 @@ standalone parameters (a Gaussian's log-std) treated exactly through the metric'
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from acktr.kfac.averages import Share
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Call
-from acktr.kfac.kronecker import DampingMode, KroneckerBlock
+from acktr.kfac.curvatures import BlockChoice, WeightBlock, state_shapes
 from acktr.kfac.layers import (
     AFFINE_TYPES,
     NORM_TYPES,
@@ -23,30 +23,21 @@ from acktr.kfac.layers import (
     ParameterMap,
     gradient_rows,
     groups_of,
-    input_rows,
     norm_gradients,
-    output_positions,
 )
+from acktr.kfac.moments import Gradients, WeightBatch, weights_of_rows
 from acktr.kfac.small_blocks import DiagonalBlock, FullBlock, IdentityBlock
 from acktr.kfac.statistics import (
     EVERY_POSITION,
     FactorKind,
     Thinning,
-    gradient_moment,
     per_example_gradients,
-    second_moment,
     total_weight,
     weighted_rows,
 )
 
-BiasMode = Literal["joint", "separate"]
-Gradients = Sequence[tuple[Call, Tensor]]
-"""Calls of one parameter's modules with the gradients at their outputs, one set per backward pass."""
-
 EXACT_SIZE = 64
 """A standalone parameter of at most this many entries gets its exact block: a double backward per entry."""
-MAX_FACTOR = 16384
-"""Longest side of a Kronecker factor: one of this size takes 1 GiB in float32, and minutes to decompose on a CPU."""
 FULL_SIZE = 256
 """A bias or normalisation parameter of at most this many entries gets a full block, a longer one a diagonal."""
 
@@ -86,17 +77,17 @@ class Unit:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KroneckerUnit(Unit):
+class WeightUnit(Unit):
     """A weight shared by one or more Linear or Conv2d modules.
 
     Attributes:
-        block: its Kronecker block.
+        block: its curvature.
         modules: the modules that use it.
         map: how the parameters form the matrix.
         kind: expand or reduce.
     """
 
-    block: KroneckerBlock
+    block: WeightBlock
     modules: tuple[Affine, ...]
     map: ParameterMap
     kind: FactorKind
@@ -111,82 +102,45 @@ class KroneckerUnit(Unit):
         return (weight,) if bias is None else (weight, bias)
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Refuse factors of other sizes, and inverses of the other damping mode."""
-        mode = self.block.mode
-        if state["left"] is not None and (state["scales"] is None) != (mode == "factored"):
-            other = "exact" if mode == "factored" else "factored"
-            raise ValueError(f"this state was made with damping_mode '{other}', this optimizer has '{mode}'")
-        groups, rows, columns = self.map.matrix_shape
-        for side, size in (("outputs", rows), ("inputs", columns)):
-            value = state[side].get("value")
-            if value is not None and tuple(value.shape) != (groups, size, size):
+        """Refuse statistics of other sizes."""
+        for key, shapes in state_shapes(self.map.matrix_shape).items():
+            value = state.get(key, {}).get("value")
+            if value is not None and tuple(value.shape) not in shapes:
                 raise ValueError(
-                    f"this state holds a factor of shape {tuple(value.shape)} for the {side} of {self.name}, the "
-                    f"model's is {(groups, size, size)}"
+                    f"this state holds a factor of shape {tuple(value.shape)} for the {key} of {self.name}, the "
+                    f"model's is {' or '.join(map(str, shapes))}"
                 )
 
-    def update_inputs(
-        self, calls: Sequence[Call], weights: Tensor | None, share: Share, thinning: Thinning = EVERY_POSITION
+    def update(
+        self,
+        passes: Sequence[Gradients],
+        weights: Tensor | None,
+        share: Share,
+        *,
+        examples: int,
+        thinning: Thinning = EVERY_POSITION,
     ) -> None:
-        """Add a batch to A; several calls of the modules count as further positions.
-
-        A grid of positions weighs in the average by what it holds: grids of one map differ in size, and were they all
-        to weigh the same, a position on a small one would count for more.
-        """
-        homogeneous = self.map.bias is not None
-        if self.kind == "reduce":
-            thinning = EVERY_POSITION  # the second moment of a mean over fewer positions is another number
-        examples = calls[0].inputs.shape[0]
-        _of_rows(weights, calls[0].inputs, self.name)
-        if any(call.inputs.shape[0] != examples for call in calls):
-            numbers = ", ".join(str(call.inputs.shape[0]) for call in calls)
-            raise ValueError(
-                f"{self.name} was called with different numbers of examples ({numbers}) in one capture; capture each "
-                "batch on its own"
-            )
-        positions = sum(output_positions(_affine(call), call.inputs, thinning) for call in calls)
-        if thinning.every > 1:
-            everywhere = sum(output_positions(_affine(call), call.inputs, EVERY_POSITION) for call in calls)
-            share = share.times(positions * thinning.every**2 / everywhere)
-        if self.kind == "reduce":
-            mean = torch.stack([self._summed_rows(call, thinning) for call in calls]).sum(0) / positions
-            total = second_moment(mean.unsqueeze(1), weights, homogeneous=homogeneous)
-            positions = 1
-        else:
-            moments = [
-                second_moment(rows, None if weights is None else weights[part], homogeneous=homogeneous)
-                for call in calls
-                for part, rows in self._rows(call, thinning)
-            ]
-            total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]
-        self.block.inputs.update(total, total_weight(examples, weights, total) * positions, share)
-
-    def _rows(self, call: Call, thinning: Thinning) -> Iterator[tuple[slice, Tensor]]:
-        return input_rows(_affine(call), call.checked_inputs().to(self.block.dtype), thinning)
-
-    def _summed_rows(self, call: Call, thinning: Thinning) -> Tensor:
-        return torch.cat([rows.sum(1) for _, rows in self._rows(call, thinning)])
-
-    def update_outputs(
-        self, passes: Sequence[Gradients], weights: Tensor | None, share: Share, *, examples: int
-    ) -> None:
-        """Add a batch to G, summed over backward passes and over positions.
+        """Add a batch.
 
         Args:
-            passes: the modules' calls with their gradients.
+            passes: the modules' calls with their gradients; without any nothing is added.
             weights: (N,) or None.
             share: of the batch.
-            examples: N of the metric's losses. The mean is over them, even where the layer's rows are others: frames
-                folded into its first axis, or those of a part of the batch.
+            examples: N of the metric's losses.
+            thinning: of the positions of inputs.
         """
-        total: Tensor | None = None
-        for gradients in passes:
-            rows = [gradient_rows(_affine(call), gradient.to(self.block.dtype)) for call, gradient in gradients]
-            together = torch.cat(rows, dim=1)
-            moment = gradient_moment(together, _of_rows(weights, together, self.name), kind=self.kind)
-            total = moment if total is None else total.add_(moment)
-        if total is not None:
-            self.block.outputs.update(total, total_weight(examples, weights, total), share)
+        if passes:
+            batch = WeightBatch(
+                name=self.name,
+                map=self.map,
+                kind=self.kind,
+                passes=passes,
+                weights=weights,
+                examples=examples,
+                thinning=thinning,
+                dtype=_statistics_dtype(self.parameters[0]),
+            )
+            self.block.observe(batch, share)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,10 +162,11 @@ class ModuleUnit(Unit):
         """
         rows: list[Tensor] = []
         for gradients in passes:
-            parts = [self._gradient(call, gradient.to(self.block.dtype)) for call, gradient in gradients]
+            dtype = _statistics_dtype(self.parameters[0])
+            parts = [self._gradient(call, gradient.to(dtype)) for call, gradient in gradients]
             if all(len(part) == examples for part in parts):
                 parts = [torch.stack(parts).sum(0)]  # else the calls are of different examples
-            rows.extend(weighted_rows(part, _of_rows(weights, part, self.name)) for part in parts)
+            rows.extend(weighted_rows(part, weights_of_rows(weights, part, self.name)) for part in parts)
         if rows:
             stacked = torch.cat(rows)
             self.block.update(stacked, total_weight(examples, weights, stacked), share)
@@ -220,7 +175,8 @@ class ModuleUnit(Unit):
         if isinstance(call.module, NORM_TYPES):
             scale, shift = norm_gradients(call.module, call.checked_inputs().to(gradient), gradient)
             return scale if self.role == "weight" else shift
-        return gradient_rows(_affine(call), gradient).sum(1).flatten(1)
+        assert isinstance(call.module, AFFINE_TYPES)
+        return gradient_rows(call.module, gradient).sum(1).flatten(1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,22 +200,18 @@ class StandaloneUnit(Unit):
         self.block.update(rows, total_weight(losses.shape[1], weights, rows), share)
 
 
-def build_units(
-    model: nn.Module, *, damping_mode: DampingMode, bias: BiasMode, conv_factors: FactorKind
-) -> tuple[list[Unit], list[str]]:
+def build_units(model: nn.Module, choice: BlockChoice) -> tuple[list[Unit], list[str]]:
     """One unit for every parameter of the model that takes a gradient.
 
     Args:
         model: the network; it is not modified.
-        damping_mode: of the Kronecker blocks.
-        bias: "joint" or "separate".
-        conv_factors: "expand" or "reduce".
+        choice: of the weights' blocks.
 
     Returns:
         The units in the order of the model's modules, and the names of the parameters that get their plain gradient.
 
     Raises:
-        ValueError: a layer whose factor would be larger than `MAX_FACTOR`.
+        ValueError: a layer too large for the curvature chosen.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     users = _users(model)
@@ -274,7 +226,7 @@ def build_units(
             and id(module.weight) not in done
         ):
             modules = tuple(user for user in users[id(module.weight)] if isinstance(user, AFFINE_TYPES))
-            unit = _kronecker(name, modules, damping_mode=damping_mode, bias=bias, kind=conv_factors)
+            unit = _weight_unit(name, modules, choice)
             units.append(unit)
             done.update(map(id, unit.parameters))
         if isinstance(module, (*AFFINE_TYPES, *NORM_TYPES)):
@@ -286,7 +238,8 @@ def build_units(
                 if id(parameter) not in names:
                     continue
                 done.add(id(parameter))
-                block_type = FullBlock if parameter.numel() <= FULL_SIZE else DiagonalBlock
+                whole = parameter.numel() <= FULL_SIZE and choice.curvature != "diagonal"
+                block_type = FullBlock if whole else DiagonalBlock
                 units.append(
                     ModuleUnit(
                         name=names[id(parameter)],
@@ -315,7 +268,7 @@ def recorded_modules(units: Sequence[Unit]) -> list[nn.Module]:
     """The modules whose calls the units' statistics come from, each once."""
     found: dict[int, nn.Module] = {}
     for unit in units:
-        if isinstance(unit, KroneckerUnit | ModuleUnit):
+        if isinstance(unit, WeightUnit | ModuleUnit):
             found.update({id(module): module for module in unit.modules})
     return list(found.values())
 
@@ -328,48 +281,31 @@ def _users(model: nn.Module) -> Mapping[int, list[nn.Module]]:
     return users
 
 
-def _kronecker(
-    name: str, modules: tuple[Affine, ...], *, damping_mode: DampingMode, bias: BiasMode, kind: FactorKind
-) -> KroneckerUnit:
+def _weight_unit(name: str, modules: tuple[Affine, ...], choice: BlockChoice) -> WeightUnit:
     weight = modules[0].weight
     shared_bias = modules[0].bias
     joint = (
-        bias == "joint"
+        choice.bias == "joint"
         and shared_bias is not None
         and shared_bias.requires_grad
         and all(module.bias is shared_bias for module in modules)
     )
     parameter_map = ParameterMap(weight=weight, bias=shared_bias if joint else None, groups=groups_of(modules[0]))
-    longest = max(parameter_map.matrix_shape[1:])
-    if longest > MAX_FACTOR:
-        raise ValueError(
-            f"layer {name} would need a curvature factor of {longest} x {longest}, above the largest of {MAX_FACTOR}; "
-            "make the layer narrower, put convolutions before it, or freeze it"
-        )
-    return KroneckerUnit(
+    return WeightUnit(
         name=name,
         parameters=(weight, shared_bias) if joint and shared_bias is not None else (weight,),
-        block=KroneckerBlock(_statistics_like(weight), mode=damping_mode),
+        block=choice.block(name, parameter_map.matrix_shape, _statistics_like(weight)),
         modules=modules,
         map=parameter_map,
-        kind=kind,
+        kind=choice.conv_factors,
     )
 
 
 def _statistics_like(parameter: Tensor) -> Tensor:
-    """An empty tensor on the parameter's device in the dtype of its statistics, at least float32."""
-    return torch.empty(0, device=parameter.device, dtype=torch.promote_types(parameter.dtype, torch.float32))
+    """An empty tensor on the parameter's device in the dtype of its statistics."""
+    return torch.empty(0, device=parameter.device, dtype=_statistics_dtype(parameter))
 
 
-def _of_rows(weights: Tensor | None, rows: Tensor, name: str) -> Tensor | None:
-    if weights is not None and len(weights) != len(rows):
-        raise ValueError(
-            f"{name} was called on {len(rows)} rows, and there are {len(weights)} weights: weights go with layers that "
-            "see one row per example"
-        )
-    return weights
-
-
-def _affine(call: Call) -> Affine:
-    assert isinstance(call.module, AFFINE_TYPES)
-    return call.module
+def _statistics_dtype(parameter: Tensor) -> torch.dtype:
+    """At least float32."""
+    return torch.promote_types(parameter.dtype, torch.float32)

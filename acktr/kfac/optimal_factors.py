@@ -185,7 +185,7 @@ class _ByGradients:
         return _sum(_times(P, A).matmul(P.transpose(-1, -2)).sum(0) for P in self._parts)
 
     def inputs_given(self, G: Tensor) -> Tensor:
-        return _sum(_by_group(P.transpose(1, 2)).mT @ _by_group((G @ P).transpose(1, 2)) for P in self._parts)
+        return _sum(product(_rows_of_each(P).mT, _rows_of_each(G @ P)) for P in self._parts)
 
 
 class _ByPairs:
@@ -219,6 +219,11 @@ def _times(matrices: Tensor, factor: Tensor) -> Tensor:
 def _by_group(rows: Tensor) -> Tensor:
     """(n, m, b, k) to (b, n m, k)."""
     return rows.flatten(0, 1).transpose(0, 1)
+
+
+def _rows_of_each(matrices: Tensor) -> Tensor:
+    """(n, b, o, i) to (b, n o, i)."""
+    return _by_group(matrices.transpose(1, 2))
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:

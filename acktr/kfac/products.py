@@ -35,8 +35,13 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     """
     single = left.dim() == 3 and left.shape[0] == 1 and right.shape[0] == 1
     multiplications = left[0].numel() * right.shape[-1]
-    plain = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
+    plain = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32 and _dense(left) and _dense(right)
     if _onednn is None or not (single and plain) or multiplications < _SMALLEST or torch.is_grad_enabled():
         return left @ right
     # a linear layer's x Wᵀ with W = rightᵀ
     return _onednn(left[0], right[0].T, None, "none", [], "").unsqueeze(0)
+
+
+def _dense(matrices: Tensor) -> bool:
+    """Without gaps between rows or between columns; a slice of columns is some hundred times slower on oneDNN."""
+    return matrices.is_contiguous() or matrices.mT.is_contiguous()

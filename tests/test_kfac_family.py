@@ -10,7 +10,7 @@ from oracles import fisher_block, relative_error, unit_named
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from acktr.kfac import KFAC, Fisher, Metric, moments, optimal_factors
+from acktr.kfac import KFAC, Fisher, Metric, block_errors, moments, optimal_factors
 from acktr.kfac.corrected import CorrectedBlock
 from acktr.kfac.curvatures import Curvature
 from acktr.kfac.optimal_factors import OptimalFactors, in_gauge, nearest_to_two
@@ -407,6 +407,32 @@ def test_full_is_refused_above_5000_parameters_with_the_layer_named() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(100, 60))
     with pytest.raises(ValueError, match=r"layer 1 has 6060 parameters.*use 'ekfac' or 'kfac'"):
         KFAC(model, curvature="full")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_errors_without_forming_a_block_are_those_of_the_dense_ones(name: str) -> None:
+    curvatures: list[Curvature] = ["kfac", "ekfac", "kfoc", "ekfoc", "diagonal", "full"]
+    model, inputs = network(name)
+    model.float()
+    found = block_errors(
+        model,
+        lambda: Fisher(distribution=Categorical(logits=model(inputs.float()), validate_args=False), kind="exact"),
+        curvatures=curvatures,
+    )
+    expected = {}
+    for curvature in curvatures:
+        optimizer, metric, _ = settled(name, curvature, kfoc_steps=60)
+        for unit in weight_units(optimizer):
+            exact = fisher_block(unit, metric.losses(), between_groups=True)
+            block = unit.block.to_dense()
+            expected[unit.name, curvature] = (relative_error(block, exact), float(block.trace() / exact.trace()))
+    assert [(error.layer, error.curvature) for error in found] == [
+        (unit.name, curvature) for unit in weight_units(optimizer) for curvature in curvatures
+    ]
+    for error in found:
+        relative, trace = expected[error.layer, error.curvature]
+        assert error.relative == pytest.approx(relative, rel=1e-5, abs=1e-5)  # the model is in single precision
+        assert error.trace == pytest.approx(trace, rel=1e-5)
 
 
 # --- all of them ---------------------------------------------------------------------------------------------------

@@ -1,18 +1,21 @@
 """K-FAC for PyTorch as an optimizer of its own: this package imports torch and nothing else of the project."""
 
 from acktr.kfac.distributions import MultiCategorical
+from acktr.kfac.errors import BlockError, block_errors
 from acktr.kfac.metrics import EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, sample
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.trust_region import mean_kl, weighted_mean
 
 __all__ = [
     "KFAC",
+    "BlockError",
     "EmpiricalFisher",
     "Fisher",
     "GaussNewton",
     "Joint",
     "Metric",
     "MultiCategorical",
+    "block_errors",
     "mean_kl",
     "sample",
     "weighted_mean",

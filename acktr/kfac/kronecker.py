@@ -100,6 +100,12 @@ class KroneckerBlock:
             raise RuntimeError("no statistics yet: call update_statistics first")
         return kronecker_products(self.outputs.value, self.inputs.value)
 
+    def size(self) -> tuple[Tensor, Tensor]:
+        """Squared Frobenius norm and trace of A ⊗ G, 0-d."""
+        if self.inputs.value is None or self.outputs.value is None:
+            raise RuntimeError("no statistics yet: call update_statistics first")
+        return size_of_products(self.outputs.value, self.inputs.value)
+
     def state_dict(self) -> dict[str, Any]:
         """Both factors with their masses, and the inverses in use, which are older than the factors."""
         return {
@@ -146,3 +152,10 @@ def kronecker_products(left: Tensor, right: Tensor) -> Tensor:
         part = slice(index * size, (index + 1) * size)
         dense[part, part] = torch.kron(one, other)
     return dense
+
+
+def size_of_products(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared Frobenius norm and trace of `kronecker_products`, 0-d."""
+    squares = left.square().sum((-1, -2)) * right.square().sum((-1, -2))
+    traces = left.diagonal(dim1=-2, dim2=-1).sum(-1) * right.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return squares.sum(), traces.sum()

@@ -31,6 +31,7 @@ from acktr.agents.settings_learning import Schedule
 from acktr.agents.step_control import StepControl, backtrack
 from acktr.agents.updates import load_optimizer_state, optimizer_state, scheduled
 from acktr.agents.value_scale import ValueScale
+from acktr.errors import UserError
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric
 
 Head = Literal["policy", "value"]
@@ -185,7 +186,10 @@ class Learner:
             metrics.append(self._value_metric(values[0], batch, sigma))
         rows = (policies or values)[0].rows
         weights = None if batch.weights is None else batch.weights[rows]
-        self.optimizer.update_statistics(metrics[0] if len(metrics) == 1 else Joint(*metrics), weights)
+        try:
+            self.optimizer.update_statistics(metrics[0] if len(metrics) == 1 else Joint(*metrics), weights)
+        except ValueError as error:  # a torso whose layers the curvature does not fit
+            raise UserError(str(error)) from error
 
     def _policy_metric(self, part: Policies, batch: Batch) -> Metric:
         settings = self.settings
@@ -315,6 +319,7 @@ def _build_kfac(model: nn.Module, settings: Settings, region: Region) -> KFAC:
         bias=settings.bias,
         conv_factors=settings.conv_factors,
         curvature=settings.curvature,
+        structure=settings.structure,
         kfoc_steps=settings.kfoc_steps,
         kfoc_aggregation=settings.kfoc_aggregation,
         compat=settings.compat,

@@ -188,6 +188,13 @@ class OptimizerSettings:
         typical="kfac",
         origin="Martens & Grosse 2015; George et al. 2018; Schnaus et al. 2021",
     )
+    structure: Literal["block-diagonal", "block-tridiagonal"] = setting(
+        "block-diagonal",
+        "block-tridiagonal: the inverse couples neighbouring layers; curvature kfac, factored damping, layers in a "
+        "chain.",
+        typical="block-diagonal",
+        origin="Martens & Grosse 2015, section 4",
+    )
     kfoc_steps: int = setting(
         1,
         "Steps of K-FOC's power method on each batch, from the running factors.",

@@ -37,10 +37,11 @@ class RunningAverage:
     curvature: one of 0 would let the trust region pass any step.
 
     Args:
-        of: "matrices" (b, n, n), or "diagonals" of any shape.
+        of: "matrices" (b, n, n); "diagonals" of any shape; "covariances" between different things, which are 0 until a
+            batch counts.
     """
 
-    def __init__(self, of: Literal["matrices", "diagonals"] = "matrices") -> None:
+    def __init__(self, of: Literal["matrices", "diagonals", "covariances"] = "matrices") -> None:
         self.value: Tensor | None = None
         self.mass: Tensor | None = None
         self._of = of
@@ -57,13 +58,18 @@ class RunningAverage:
         total = torch.where(usable, total, 0.0)  # a NaN times a share of 0 would still be one
         fresh = share.add * usable.to(total.dtype)
         if self.value is None or self.mass is None:
-            diagonal = self._of == "diagonals"
-            identity = torch.ones_like(total) if diagonal else torch.eye(total.shape[-1]).to(total)
-            self.value, self.mass = identity.expand_as(total).clone(), torch.zeros_like(fresh)
+            self.value, self.mass = self._neutral(total), torch.zeros_like(fresh)
         self.mass = torch.where(usable, share.keep * self.mass, self.mass) + fresh
         part = torch.where(usable, fresh / self.mass, 0.0)
         # two passes over the value and no temporary: the widest factors are bound by memory
         self.value.mul_(1 - part).addcmul_(total, torch.where(usable, part / weight, 0.0))
+
+    def _neutral(self, like: Tensor) -> Tensor:
+        if self._of == "covariances":
+            return torch.zeros_like(like)
+        if self._of == "diagonals":
+            return torch.ones_like(like)
+        return torch.eye(like.shape[-1]).to(like).expand_as(like).clone()
 
     def state_dict(self) -> dict[str, Any]:
         """Value and mass; empty before the first update."""

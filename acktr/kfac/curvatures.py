@@ -17,6 +17,7 @@ from acktr.kfac.small_blocks import DiagonalBlock, FullBlock
 from acktr.kfac.statistics import FactorKind
 
 Curvature = Literal["kfac", "ekfac", "kfoc", "ekfoc", "diagonal", "full"]
+Structure = Literal["block-diagonal", "block-tridiagonal"]
 BiasMode = Literal["joint", "separate"]
 
 MAX_FACTOR = 16384
@@ -42,6 +43,7 @@ class BlockChoice:
     """How weights are treated; each field as in `KFAC`."""
 
     curvature: Curvature
+    structure: Structure
     damping_mode: DampingMode
     bias: BiasMode
     conv_factors: FactorKind
@@ -53,8 +55,14 @@ class BlockChoice:
         check_choice("bias", self.bias, BiasMode)
         check_choice("conv_factors", self.conv_factors, FactorKind)
         check_choice("curvature", self.curvature, Curvature)
+        check_choice("structure", self.structure, Structure)
         check_range("kfoc_steps", self.kfoc_steps, 1, None)
         check_choice("kfoc_aggregation", self.kfoc_aggregation, Aggregation)
+        if self.structure == "block-tridiagonal":
+            if self.curvature != "kfac":
+                raise ValueError(f"structure 'block-tridiagonal' is one of curvature 'kfac', not of '{self.curvature}'")
+            if self.damping_mode != "factored":
+                raise ValueError("structure 'block-tridiagonal' knows damping_mode 'factored' alone: use that")
 
     def block(self, name: str, shape: tuple[int, int, int], like: Tensor) -> WeightBlock:
         """The block of a layer whose matrix is `shape` (b, o, i), with statistics in the device and dtype of `like`.

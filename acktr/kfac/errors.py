@@ -129,6 +129,7 @@ class ExampleGradients:
 def _choice(curvature: Curvature, conv_factors: FactorKind) -> BlockChoice:
     return BlockChoice(
         curvature=curvature,
+        structure="block-diagonal",
         damping_mode="exact",
         bias="joint",
         conv_factors=conv_factors,

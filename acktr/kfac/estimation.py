@@ -8,6 +8,7 @@ from torch.profiler import record_function
 
 from acktr.kfac.averages import Share
 from acktr.kfac.capture import Call, backward_passes, calls_of
+from acktr.kfac.chains import ChainUnit
 from acktr.kfac.metrics import Metric
 from acktr.kfac.statistics import Thinning
 from acktr.kfac.units import ModuleUnit, StandaloneUnit, Unit, WeightUnit
@@ -51,6 +52,8 @@ def estimate(
             if isinstance(unit, WeightUnit):
                 own = calls_of(unit.modules, passes)
                 unit.update(own, weights, share, examples=losses.shape[1], thinning=thinning)
+            elif isinstance(unit, ChainUnit):
+                unit.update(passes, weights, share, examples=losses.shape[1])
             elif isinstance(unit, ModuleUnit):
                 unit.update(calls_of(unit.modules, passes), weights, share, examples=losses.shape[1])
     standalone = [unit for unit in units if isinstance(unit, StandaloneUnit)]

@@ -194,6 +194,18 @@ class WeightBatch:
             return weight
         return torch.cat((weight, by_group.sum(-1, keepdim=True)), dim=-1)
 
+    def mean_inputs(self) -> Tensor:
+        """Mean over positions of the inputs of the first pass, times the root of the example's weight.
+
+        (N, i) with the 1 of a joint bias, for a weight of one group.
+        """
+        mean = self._extended(self._mean_inputs([call for call, _ in self.passes[0]]).unsqueeze(1))
+        return weighted_rows(mean.flatten(1), self.weights)
+
+    def summed_outputs(self) -> Tensor:
+        """Sum over positions of the gradients of the first pass, (N, o), times the root of the example's weight."""
+        return weighted_rows(self._output_rows(self.passes[0]).sum(1).flatten(1), self.weights)
+
     # --- rows --------------------------------------------------------------------------------------------------
 
     def _input_rows(self, call: Call, thinning: Thinning) -> Iterator[tuple[slice, Tensor]]:

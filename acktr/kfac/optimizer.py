@@ -17,8 +17,9 @@ from torch.profiler import record_function
 
 from acktr.kfac.averages import Share
 from acktr.kfac.capture import Call, Recorder
+from acktr.kfac.chains import chained
 from acktr.kfac.checks import check_choice, check_precision, check_range
-from acktr.kfac.curvatures import BiasMode, BlockChoice, Curvature
+from acktr.kfac.curvatures import BiasMode, BlockChoice, Curvature, Structure
 from acktr.kfac.estimation import estimate
 from acktr.kfac.kronecker import DampingMode
 from acktr.kfac.metrics import Metric
@@ -29,11 +30,11 @@ from acktr.kfac.rules import Proposal, baselines_step, natural_step
 from acktr.kfac.statistics import FactorKind, Thinning
 from acktr.kfac.step import AppliedStep
 from acktr.kfac.trust_region import baselines_scale
-from acktr.kfac.units import ModuleUnit, Unit, WeightUnit, build_units, recorded_modules
+from acktr.kfac.units import Unit, build_units, recorded_modules
 
 Compat = Literal["none", "baselines"]
 
-_SHAPING = ("curvature", "damping_mode", "bias")
+_SHAPING = ("curvature", "structure", "damping_mode", "bias")
 """Choices that decide what a state holds; statistics may go on under another of the others."""
 
 
@@ -73,6 +74,9 @@ class KFAC(torch.optim.Optimizer):
         curvature: of a weight's block. "kfac"; "ekfac", with the second moments of the gradient in K-FAC's eigenbasis
             (George et al. 2018); "kfoc", the Kronecker product nearest to the block (Schnaus et al. 2021); "ekfoc",
             that correction on K-FOC's basis; "diagonal"; "full", the whole block, of at most 5,000 parameters a layer.
+        structure: "block-diagonal", or "block-tridiagonal": the inverse also couples neighbouring layers (Martens &
+            Grosse 2015, section 4.3). For curvature "kfac", factored damping and layers in a chain; convolutions are
+            then taken as under `conv_factors="reduce"`.
         kfoc_steps: of K-FOC's power method on each batch, from the running factors (1 to 3).
         kfoc_aggregation: of K-FOC's batches. "running": the product nearest to the running one and the batch's
             together; "approx": each factor averaged by itself.
@@ -102,6 +106,7 @@ class KFAC(torch.optim.Optimizer):
         bias: BiasMode = "joint",
         conv_factors: FactorKind = "expand",
         curvature: Curvature = "kfac",
+        structure: Structure = "block-diagonal",
         kfoc_steps: int = 1,
         kfoc_aggregation: Aggregation = "running",
         compat: Compat = "none",
@@ -121,6 +126,7 @@ class KFAC(torch.optim.Optimizer):
         check_choice("compat", compat, Compat)
         self._choice = BlockChoice(
             curvature=curvature,
+            structure=structure,
             damping_mode=damping_mode,
             bias=bias,
             conv_factors=conv_factors,
@@ -141,6 +147,8 @@ class KFAC(torch.optim.Optimizer):
         self.position_stride = position_stride
         self.compat = compat
         self.units, plain = build_units(model, self._choice)
+        if structure == "block-tridiagonal":
+            self.units = chained(self.units)
         if plain:
             warnings.warn(
                 f"K-FAC cannot factor {', '.join(plain)}; these parameters get their plain gradient", stacklevel=2
@@ -214,7 +222,7 @@ class KFAC(torch.optim.Optimizer):
         if not self.statistics_due:
             return
         calls = self._recorder.take()
-        if not calls and any(isinstance(unit, WeightUnit | ModuleUnit) for unit in self.units):
+        if not calls and any(unit.modules for unit in self.units):
             raise RuntimeError(
                 "nothing was captured: run the forward pass inside `with optimizer.capture():`, with gradients enabled"
             )

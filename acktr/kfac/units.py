@@ -50,11 +50,13 @@ class Unit:
         name: of the module or parameter, as in `model.named_parameters()`; the key in `state_dict`.
         parameters: the weight, with the bias behind it where joint; or the one parameter.
         block: the curvature.
+        modules: those whose calls the statistics come from; none of a standalone parameter.
     """
 
     name: str
     parameters: tuple[Tensor, ...]
     block: Block
+    modules: tuple[nn.Module, ...] = ()
 
     def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
         """Arrange tensors shaped like `parameters` as the block's matrix."""
@@ -82,13 +84,11 @@ class WeightUnit(Unit):
 
     Attributes:
         block: its curvature.
-        modules: the modules that use it.
         map: how the parameters form the matrix.
         kind: expand or reduce.
     """
 
     block: WeightBlock
-    modules: tuple[Affine, ...]
     map: ParameterMap
     kind: FactorKind
 
@@ -138,7 +138,7 @@ class WeightUnit(Unit):
                 weights=weights,
                 examples=examples,
                 thinning=thinning,
-                dtype=_statistics_dtype(self.parameters[0]),
+                dtype=statistics_dtype(self.parameters[0]),
             )
             self.block.observe(batch, share)
 
@@ -148,7 +148,6 @@ class ModuleUnit(Unit):
     """A parameter whose per-example gradient its module's formula gives: a separate bias, a norm's scale or shift."""
 
     block: FullBlock | DiagonalBlock
-    modules: tuple[nn.Module, ...]
     role: Literal["weight", "bias"]
 
     def update(self, passes: Sequence[Gradients], weights: Tensor | None, share: Share, *, examples: int) -> None:
@@ -162,7 +161,7 @@ class ModuleUnit(Unit):
         """
         rows: list[Tensor] = []
         for gradients in passes:
-            dtype = _statistics_dtype(self.parameters[0])
+            dtype = statistics_dtype(self.parameters[0])
             parts = [self._gradient(call, gradient.to(dtype)) for call, gradient in gradients]
             if all(len(part) == examples for part in parts):
                 parts = [torch.stack(parts).sum(0)]  # else the calls are of different examples
@@ -266,11 +265,7 @@ def build_units(model: nn.Module, choice: BlockChoice) -> tuple[list[Unit], list
 
 def recorded_modules(units: Sequence[Unit]) -> list[nn.Module]:
     """The modules whose calls the units' statistics come from, each once."""
-    found: dict[int, nn.Module] = {}
-    for unit in units:
-        if isinstance(unit, WeightUnit | ModuleUnit):
-            found.update({id(module): module for module in unit.modules})
-    return list(found.values())
+    return list({id(module): module for unit in units for module in unit.modules}.values())
 
 
 def _users(model: nn.Module) -> Mapping[int, list[nn.Module]]:
@@ -303,9 +298,9 @@ def _weight_unit(name: str, modules: tuple[Affine, ...], choice: BlockChoice) ->
 
 def _statistics_like(parameter: Tensor) -> Tensor:
     """An empty tensor on the parameter's device in the dtype of its statistics."""
-    return torch.empty(0, device=parameter.device, dtype=_statistics_dtype(parameter))
+    return torch.empty(0, device=parameter.device, dtype=statistics_dtype(parameter))
 
 
-def _statistics_dtype(parameter: Tensor) -> torch.dtype:
+def statistics_dtype(parameter: Tensor) -> torch.dtype:
     """At least float32."""
     return torch.promote_types(parameter.dtype, torch.float32)

@@ -50,12 +50,12 @@ class RunningAverage:
         """Add the batch's mean `total / weight`.
 
         Args:
-            total: sum over examples, shaped as the value.
+            total: sum over examples, shaped as the value; set to 0 where the batch has no weight.
             weight: 0-d, the sum of the examples' weights.
             share: of the batch's mean.
         """
         usable = (weight > 0) & torch.isfinite(total.sum())
-        total = torch.where(usable, total, 0.0)  # a NaN times a share of 0 would still be one
+        total.masked_fill_(~usable, 0.0)  # a NaN times a share of 0 would still be one
         fresh = share.add * usable.to(total.dtype)
         if self.value is None or self.mass is None:
             self.value, self.mass = self._neutral(total), torch.zeros_like(fresh)

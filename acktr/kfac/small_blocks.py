@@ -8,6 +8,7 @@ from torch import Tensor
 from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.blocks import Missing, RefreshReport, copy_to, divided
 from acktr.kfac.moments import WeightBatch
+from acktr.kfac.products import product
 from acktr.kfac.solvers import damped_inverse
 
 
@@ -23,10 +24,11 @@ class FullBlock:
         """Add a batch of a weight."""
         total: Tensor | None = None
         for gradients in batch.gradients():
-            rows = gradients.flatten(1)
-            total = rows.T @ rows if total is None else total.addmm_(rows.T, rows)
+            rows = gradients.flatten(1).unsqueeze(0)
+            part = product(rows.mT, rows)
+            total = part if total is None else total.add_(part)
         assert total is not None
-        self.moment.update(total.unsqueeze(0), batch.total_weight(), share)
+        self.moment.update(total, batch.total_weight(), share)
 
     def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:
         """Add a batch.

@@ -2,6 +2,7 @@
 
 from acktr.kfac.distributions import MultiCategorical
 from acktr.kfac.errors import BlockError, block_errors
+from acktr.kfac.levenberg_marquardt import LevenbergMarquardt, StepReport
 from acktr.kfac.metrics import EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, sample
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.trust_region import mean_kl, weighted_mean
@@ -13,8 +14,10 @@ __all__ = [
     "Fisher",
     "GaussNewton",
     "Joint",
+    "LevenbergMarquardt",
     "Metric",
     "MultiCategorical",
+    "StepReport",
     "block_errors",
     "mean_kl",
     "sample",

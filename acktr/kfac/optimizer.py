@@ -26,7 +26,7 @@ from acktr.kfac.metrics import Metric
 from acktr.kfac.momentum import Momentum
 from acktr.kfac.optimal_factors import Aggregation
 from acktr.kfac.pace import MIN_WINDOW, batch_share, has_its_turn, refresh_interval
-from acktr.kfac.rules import Proposal, baselines_step, natural_step
+from acktr.kfac.rules import Proposal, baselines_step, natural_step, slope
 from acktr.kfac.statistics import FactorKind, Thinning
 from acktr.kfac.step import AppliedStep
 from acktr.kfac.trust_region import baselines_scale
@@ -270,31 +270,60 @@ class KFAC(torch.optim.Optimizer):
                 "KFAC.step before any update_statistics: without curvature the step follows the plain gradient",
                 stacklevel=5,
             )
-        with record_function("kfac::inverses"):
+        self.advance()
+        proposals, usable = self._propose()
+        if not proposals:
+            self.scale = torch.zeros_like(self.scale)
+            return
+        decay, max_kl = self.param_groups[0]["momentum"], self.param_groups[0]["max_kl"]
+        if self.compat == "baselines":
+            scale = torch.where(usable, baselines_scale(slope(proposals), max_kl), 0.0)
+            baselines_step(proposals, scale, self._last, self._momentum, decay)
+        else:
+            scale = natural_step(proposals, usable, self._last, self._momentum, decay, max_kl)
+        self.scale = scale
+        self.skipped += scale == 0
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Refresh the inverses that are due and count a step, before a step of one's own by `natural_gradient`."""
+        with record_function("kfac::inverses"), torch.autocast(self._device.type, enabled=False):
             self._refresh_due()
         self._last = AppliedStep(self.scale)
         self.steps += 1
+
+    @torch.no_grad()
+    def natural_gradient(self) -> dict[Tensor, Tensor]:
+        """(F + λ)⁻¹ g of the gradients in `p.grad`, by parameter; moves and counts nothing.
+
+        All zero where a gradient is not finite.
+        """
+        with torch.autocast(self._device.type, enabled=False):
+            proposals, _ = self._propose()
+        return {
+            parameter: direction
+            for proposal in proposals
+            for parameter, direction in zip(proposal.unit.parameters, proposal.directions, strict=True)
+            if parameter.grad is not None
+        }
+
+    def _propose(self) -> tuple[list[Proposal], Tensor]:
+        """What this step could do to each unit with a gradient, and whether it may move anything (0-d bool)."""
         active = [
             (index, unit)
             for index, unit in enumerate(self.units)
             if any(parameter.grad is not None for parameter in unit.parameters)
         ]
         if not active:
-            self.scale = torch.zeros_like(self.scale)
-            return
+            return [], torch.zeros_like(self.scale, dtype=torch.bool)
         self._name_uninformed([unit for _, unit in active])
         group_of = self._groups()
         directions: list[Tensor] = []
-        inner = torch.zeros_like(self.scale)
         for _, unit in active:
-            group = group_of[id(unit.parameters[0])]
             gradient = unit.matrix([_grad(parameter) for parameter in unit.parameters])
-            direction = unit.block.precondition(gradient, group["damping"])
-            if self.compat == "baselines":
-                inner += group["lr"] ** 2 * (direction * gradient).sum()
-            directions.append(direction)
+            directions.append(unit.block.precondition(gradient, group_of[id(unit.parameters[0])]["damping"]))
         # a non-finite gradient makes its direction so too; lengths, summed as squares, leave room for products with F
-        lengths = torch.stack([torch.linalg.vector_norm(direction).to(inner) for direction in directions])
+        lengths = torch.stack([torch.linalg.vector_norm(direction).to(self.scale) for direction in directions])
         usable = torch.isfinite(lengths.sum())
         proposals = [
             Proposal(
@@ -305,14 +334,7 @@ class KFAC(torch.optim.Optimizer):
             )
             for (index, unit), direction in zip(active, directions, strict=True)
         ]
-        decay, max_kl = self.param_groups[0]["momentum"], self.param_groups[0]["max_kl"]
-        if self.compat == "baselines":
-            scale = torch.where(usable, baselines_scale(inner, max_kl), 0.0)
-            baselines_step(proposals, scale, self._last, self._momentum, decay)
-        else:
-            scale = natural_step(proposals, usable, self._last, self._momentum, decay, max_kl)
-        self.scale = scale
-        self.skipped += scale == 0
+        return proposals, usable
 
     def _name_uninformed(self, active: list[Unit]) -> None:
         names = [unit.name for unit in active if unit.block.missing == "statistics" and unit.name not in self._named]
@@ -321,7 +343,7 @@ class KFAC(torch.optim.Optimizer):
             warnings.warn(
                 f"{', '.join(names)}: the loss reaches these parameters, and no captured call of their modules did the "
                 "metric's losses reach: they follow the plain gradient until one does",
-                stacklevel=6,
+                stacklevel=7,
             )
 
     @property
@@ -356,6 +378,13 @@ class KFAC(torch.optim.Optimizer):
     def _groups(self) -> dict[int, dict[str, Any]]:
         return {id(parameter): group for group in self.param_groups for parameter in group["params"]}
 
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Decompose every block now, with the damping that `param_groups` holds."""
+        group_of = self._groups()
+        for unit in self.units:
+            self._refresh(unit, group_of[id(unit.parameters[0])]["damping"])
+
     def _refresh_due(self) -> None:
         group_of = self._groups()
         interval = refresh_interval(self.steps, full=self.inverse_interval)
@@ -363,10 +392,13 @@ class KFAC(torch.optim.Optimizer):
             turn = has_its_turn(index, len(self.units), steps=self.steps, interval=interval)
             if not turn and unit.block.missing != "inverse":
                 continue
-            report = unit.block.refresh(group_of[id(unit.parameters[0])]["damping"])
-            self.refresh_count += 1
-            self.retry_count += report.retries
-            self.stale_count += report.stale
+            self._refresh(unit, group_of[id(unit.parameters[0])]["damping"])
+
+    def _refresh(self, unit: Unit, damping: float) -> None:
+        report = unit.block.refresh(damping)
+        self.refresh_count += 1
+        self.retry_count += report.retries
+        self.stale_count += report.stale
 
     # --- persistence -------------------------------------------------------------------------------------------
 

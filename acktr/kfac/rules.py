@@ -69,6 +69,17 @@ def natural_step(
     return scale
 
 
+def slope(proposals: Sequence[Proposal]) -> Tensor:
+    """`Σ lr² u·g` of the directions u and the gradients g, 0-d: what the published code takes for the KL."""
+    terms = [
+        (direction * parameter.grad).sum() * rate**2
+        for _, unit, directions, rates in proposals
+        for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True)
+        if parameter.grad is not None
+    ]
+    return torch.stack(terms).sum()
+
+
 def baselines_step(
     proposals: Sequence[Proposal], scale: Tensor, last: AppliedStep, momentum: Momentum, decay: float
 ) -> None:

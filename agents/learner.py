@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from acktr.agents.damping_control import DampingControl
 from acktr.agents.divergence import Divergence, measure
 from acktr.agents.losses import (
     Policies,
@@ -83,7 +84,9 @@ class Learner:
         self.rejected = 0
         self._generator = generator
         self._rotation = 0
-        self._step_control = StepControl(torch.zeros((), device=next(policy.parameters()).device))
+        like = torch.zeros((), device=next(policy.parameters()).device)
+        self._step_control = StepControl(like)
+        self._damping_control = DampingControl(like)
 
     def step(self, batch: Batch, scale: ValueScale, *, progress: float, shown: bool) -> dict[str, Tensor]:
         """Learn from one batch.
@@ -132,6 +135,8 @@ class Learner:
             group["max_kl"] = self._radius(region.max_kl, progress)
             if self._desired_kl(progress) is not None:
                 group["lr"] = group["lr"] * self._step_control.factor
+            if settings.damping_control == "kl-ratio":
+                group["damping"] = region.damping * self._damping_control.factor
 
     def _radius(self, radius: float, progress: float) -> float | None:
         """A trust region's radius under its schedule, None for a setting of 0.
@@ -226,7 +231,8 @@ class Learner:
             policy_limit = self._radius(self.region.max_kl, progress)
         value_limit = self._radius(settings.max_measured_value_kl, progress) if values else None
         limits = (policy_limit, value_limit)
-        if not (searches or limits != (None, None) or desired_kl is not None or (shown and policies)):
+        adapts = settings.damping_control == "kl-ratio"
+        if not (searches or limits != (None, None) or desired_kl is not None or adapts or (shown and policies)):
             return None
 
         def measured() -> Divergence:
@@ -244,6 +250,8 @@ class Learner:
         moved = measured()
         if desired_kl is not None:
             self._step_control.observe(moved.policy, desired_kl)
+        if adapts:
+            self._damping_control.observe(moved.policy + moved.value, self.optimizer.kl_predicted)
         if searches:
             moved, good = backtrack(moved, measured, self.optimizer.contract, limits, most=settings.line_search)
             if good:
@@ -267,6 +275,7 @@ class Learner:
             "rotation": self._rotation,
             "rejected": self.rejected,
             "step_control": self._step_control.state_dict(),
+            "damping_control": self._damping_control.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -275,6 +284,7 @@ class Learner:
         self._rotation = state["rotation"]
         self.rejected = state["rejected"]
         self._step_control.load_state_dict(state["step_control"])
+        self._damping_control.load_state_dict(state["damping_control"])
 
 
 def rotating_part(rows: int, num_envs: int, parts: int, turn: int) -> tuple[Tensor, Tensor]:

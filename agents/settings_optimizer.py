@@ -83,6 +83,13 @@ class OptimizerSettings:
         typical="factored",
         origin="Martens & Grosse 2015, section 6.3",
     )
+    damping_control: Literal["none", "kl-ratio"] = setting(
+        "none",
+        "kl-ratio: lambda rises while steps are measured to go more than twice as far as the curvature predicts, and "
+        "falls while less than half, within a factor of 100.",
+        typical="none",
+        origin="this project, after Levenberg and Marquardt",
+    )
     stat_decay: float = setting(
         0.99,
         "Decay of the running factors, debiased.",

@@ -5,6 +5,7 @@ from acktr.kfac.errors import BlockError, block_errors
 from acktr.kfac.levenberg_marquardt import LevenbergMarquardt, StepReport
 from acktr.kfac.metrics import EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, sample
 from acktr.kfac.optimizer import KFAC
+from acktr.kfac.supervised import batch_size, iterate_average
 from acktr.kfac.trust_region import mean_kl, weighted_mean
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "Metric",
     "MultiCategorical",
     "StepReport",
+    "batch_size",
     "block_errors",
+    "iterate_average",
     "mean_kl",
     "sample",
     "weighted_mean",

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 Missing = Literal["statistics", "inverse"]
+Damping = float | Tensor
+"""lambda on a block: a number of at least 0, or a 0-d tensor above 0 where it is adapted without host reads."""
 
 
 class Block(Protocol):
@@ -25,11 +27,11 @@ class Block(Protocol):
         """What `precondition` lacks to be more than the identity."""
         ...
 
-    def refresh(self, damping: float) -> "RefreshReport":
+    def refresh(self, damping: Damping) -> "RefreshReport":
         """Decompose the running estimate; `damping` is lambda on the block."""
         ...
 
-    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+    def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """(F + damping)⁻¹ gradient."""
         ...
 
@@ -58,9 +60,9 @@ class RefreshReport:
     stale: bool = False
 
 
-def divided(gradient: Tensor, curvature: Tensor, damping: float) -> Tensor:
+def divided(gradient: Tensor, curvature: Tensor, damping: Damping) -> Tensor:
     """Gradient / (curvature + damping); without damping 0 where there is no curvature, as by the pseudo-inverse."""
-    if damping > 0:
+    if isinstance(damping, Tensor) or damping > 0:
         return gradient / (curvature + damping)
     return torch.where(curvature > 0, gradient / curvature, 0.0)
 

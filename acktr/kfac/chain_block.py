@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.averages import RunningAverage, Share
-from acktr.kfac.blocks import Missing, RefreshReport
+from acktr.kfac.blocks import Damping, Missing, RefreshReport
 from acktr.kfac.products import product
 from acktr.kfac.tridiagonal import ChainFactors, TridiagonalInverse, decompose
 
@@ -71,7 +71,7 @@ class ChainBlock:
             return "statistics"
         return "inverse" if self._inverse is None else None
 
-    def refresh(self, damping: float) -> RefreshReport:
+    def refresh(self, damping: Damping) -> RefreshReport:
         """Decompose the whole chain; where a factor defies the guard ladder the old inverse stays in use."""
         if self.missing == "statistics":
             return RefreshReport()
@@ -81,7 +81,7 @@ class ChainBlock:
         self._inverse = inverse
         return RefreshReport(retries=retries)
 
-    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+    def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """F̂⁻¹ gradient for (d,), with the damping of the last refresh."""
         if self._inverse is None:
             return gradient

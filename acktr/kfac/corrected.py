@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from acktr.kfac.averages import RunningAverage, Share
-from acktr.kfac.blocks import Missing, RefreshReport, copy_to, divided
+from acktr.kfac.blocks import Damping, Missing, RefreshReport, copy_to, divided
 from acktr.kfac.factors import Factors
 from acktr.kfac.kronecker import DampingMode, factored_damping, kronecker_products, size_of_products
 from acktr.kfac.moments import WeightBatch
@@ -66,7 +66,7 @@ class CorrectedBlock:
             moment = batch.squares(self._left, self._right)
             self.scales.update(moment.total, moment.weight, share)
 
-    def refresh(self, damping: float) -> RefreshReport:
+    def refresh(self, damping: Damping) -> RefreshReport:
         """Decompose both factors and carry R over; a factor that defies the guard ladder keeps all as it is."""
         A, G = self.inputs.value, self.outputs.value
         if A is None or G is None or self.outputs.mass is None:
@@ -90,7 +90,7 @@ class CorrectedBlock:
             self._damped_columns = (values_a * damping_g[:, None])[:, None, :]
         return RefreshReport(retries=retries)
 
-    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+    def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """(F + damping)⁻¹ gradient for (b, o, i); in factored mode but for λ itself as of the last refresh."""
         if self._left is None or self._right is None or self.scales.value is None:
             return gradient

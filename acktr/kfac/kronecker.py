@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.averages import RunningAverage, Share
-from acktr.kfac.blocks import Missing, RefreshReport, copy_to, divided
+from acktr.kfac.blocks import Damping, Missing, RefreshReport, copy_to, divided
 from acktr.kfac.factors import Factors
 from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
@@ -57,7 +57,7 @@ class KroneckerBlock:
             return "statistics"
         return "inverse" if self._left is None else None
 
-    def refresh(self, damping: float) -> RefreshReport:
+    def refresh(self, damping: Damping) -> RefreshReport:
         """Invert or decompose both factors; a factor that defies the guard ladder keeps the old pair in use."""
         A, G = self.inputs.value, self.outputs.value
         if A is None or G is None:
@@ -78,7 +78,7 @@ class KroneckerBlock:
         self._scales = basis_g[0][:, :, None] * basis_a[0][:, None, :]
         return RefreshReport(retries=retries_a + retries_g)
 
-    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+    def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """(F + damping)⁻¹ gradient for (b, o, i); in factored mode the damping is that of the last refresh."""
         if self._left is None or self._right is None:
             return gradient
@@ -123,7 +123,7 @@ class KroneckerBlock:
         )
 
 
-def factored_damping(A: Tensor, G: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def factored_damping(A: Tensor, G: Tensor, damping: Damping) -> tuple[Tensor, Tensor]:
     """Split lambda over two factors by the trace norm (Martens & Grosse 2015, section 6.3).
 
     Args:

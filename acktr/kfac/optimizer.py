@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from acktr.kfac.averages import Share
+from acktr.kfac.blocks import Damping
 from acktr.kfac.capture import Call, Recorder
 from acktr.kfac.chains import chained
 from acktr.kfac.checks import check_choice, check_precision, check_range
@@ -394,7 +395,7 @@ class KFAC(torch.optim.Optimizer):
                 continue
             self._refresh(unit, group_of[id(unit.parameters[0])]["damping"])
 
-    def _refresh(self, unit: Unit, damping: float) -> None:
+    def _refresh(self, unit: Unit, damping: Damping) -> None:
         report = unit.block.refresh(damping)
         self.refresh_count += 1
         self.retry_count += report.retries

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.averages import RunningAverage, Share
-from acktr.kfac.blocks import Missing, RefreshReport, copy_to, divided
+from acktr.kfac.blocks import Damping, Missing, RefreshReport, copy_to, divided
 from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
 from acktr.kfac.solvers import damped_inverse
@@ -47,17 +47,17 @@ class FullBlock:
             return "statistics"
         return "inverse" if self._inverse is None else None
 
-    def refresh(self, damping: float) -> RefreshReport:
+    def refresh(self, damping: Damping) -> RefreshReport:
         """Invert by Cholesky."""
         if self.moment.value is None:
             return RefreshReport()
-        inverse, retries = damped_inverse(self.moment.value, self.moment.value.new_full((1,), damping))
+        inverse, retries = damped_inverse(self.moment.value, damping * self.moment.value.new_ones(1))
         if inverse is None:
             return RefreshReport(retries=retries, stale=True)
         self._inverse = inverse[0]
         return RefreshReport(retries=retries)
 
-    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+    def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """(F + damping)⁻¹ gradient of d entries in any shape, with the damping of the last refresh."""
         return gradient if self._inverse is None else (self._inverse @ gradient.flatten()).reshape(gradient.shape)
 
@@ -109,11 +109,11 @@ class DiagonalBlock:
         """See `Block`."""
         return "statistics" if self.moment.value is None else None
 
-    def refresh(self, damping: float) -> RefreshReport:
+    def refresh(self, damping: Damping) -> RefreshReport:
         """Nothing to decompose."""
         return RefreshReport()
 
-    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+    def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """Gradient / (F + damping), element by element."""
         return gradient if self.moment.value is None else divided(gradient, self.moment.value, damping)
 
@@ -150,11 +150,11 @@ class IdentityBlock:
         """See `Block`."""
         return None
 
-    def refresh(self, damping: float) -> RefreshReport:
+    def refresh(self, damping: Damping) -> RefreshReport:
         """Nothing to decompose."""
         return RefreshReport()
 
-    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
+    def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """The gradient itself."""
         return gradient
 

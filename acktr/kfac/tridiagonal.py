@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from acktr.kfac.blocks import Damping
 from acktr.kfac.kronecker import factored_damping
 from acktr.kfac.products import product
 from acktr.kfac.solvers import eigenbasis
@@ -104,7 +105,7 @@ class TridiagonalInverse:
         return product(product(left, turned), right.mT)
 
 
-def decompose(factors: ChainFactors, damping: float) -> tuple[TridiagonalInverse | None, int]:
+def decompose(factors: ChainFactors, damping: Damping) -> tuple[TridiagonalInverse | None, int]:
     """Prepare the inverse of a chain.
 
     Args:

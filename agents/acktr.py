@@ -18,6 +18,7 @@ from acktr.agents.settings import Settings
 from acktr.agents.updates import UpdateReport
 from acktr.agents.value_scale import ValueScale
 from acktr.errors import UserError
+from acktr.kfac.curvatures import TooWideError
 
 
 class ACKTRUpdater:
@@ -29,7 +30,7 @@ class ACKTRUpdater:
         generator: draws for the sampled Fisher, on the policy's device.
 
     Raises:
-        UserError: a layer too wide to factor.
+        UserError: a curvature that does not fit the network or the other settings.
     """
 
     def __init__(self, policy: ActorCritic, settings: Settings, generator: torch.Generator) -> None:
@@ -50,10 +51,12 @@ class ACKTRUpdater:
         def learner(model: nn.Module, region: Region, heads: tuple[Head, ...]) -> Learner:
             try:
                 return Learner(model, policy, settings, region=region, heads=heads, generator=generator)
-            except ValueError as error:
+            except TooWideError as error:
                 frames = len(policy.encoder.space_shape) == 3 and not policy.own_torso
                 advice = "frames have them if they are uint8 and the network is nature" if frames else ""
                 raise UserError(f"{error}; {advice or 'or use algorithm a2c'}") from None
+            except ValueError as error:
+                raise UserError(str(error)) from None
 
         self.critic: Learner | None = None
         if policy.value_torso is None:

@@ -26,6 +26,10 @@ MAX_FULL = 5000
 """Parameters of a layer up to which its whole block is kept: 25 million entries, inverted by Cholesky."""
 
 
+class TooWideError(ValueError):
+    """A layer whose Kronecker factors would not fit."""
+
+
 class WeightBlock(Block, Protocol):
     """A block of a weight, which takes its statistics from the layer's inputs and gradients."""
 
@@ -68,7 +72,8 @@ class BlockChoice:
         """The block of a layer whose matrix is `shape` (b, o, i), with statistics in the device and dtype of `like`.
 
         Raises:
-            ValueError: the layer is too large for it.
+            TooWideError: the layer's factors would be too large.
+            ValueError: the layer's whole block would be.
         """
         groups, rows, columns = shape
         if self.curvature == "diagonal":
@@ -82,7 +87,7 @@ class BlockChoice:
                 )
             return FullBlock(like)
         if max(rows, columns) > MAX_FACTOR:
-            raise ValueError(
+            raise TooWideError(
                 f"layer {name} would need a curvature factor of {max(rows, columns)} x {max(rows, columns)}, above the "
                 f"largest of {MAX_FACTOR}; make the layer narrower, put convolutions before it, or freeze it"
             )

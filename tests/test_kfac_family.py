@@ -559,3 +559,17 @@ def test_an_empty_first_batch_leaves_the_identity() -> None:
     factors = cast(CorrectedBlock, weight_units(optimizer)[0].block).factors
     assert isinstance(factors, OptimalFactors)
     assert torch.equal(cast(Tensor, factors.inputs.value)[0], torch.eye(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("curvature", ["kfac", "ekfac", "kfoc", "ekfoc"])
+def test_without_damping_the_shift_of_all_logits_is_no_curvature_to_divide_by(
+    curvature: Curvature, dtype: torch.dtype
+) -> None:
+    """Rounding left eigenvalues of 1e-17 there, and a step of any length along them has no KL to be limited by."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).to(dtype)
+    inputs = torch.randn(300, 3, dtype=dtype)
+    optimizer = KFAC(model, curvature=curvature, damping=0.0, damping_mode="exact", inverse_interval=1)
+    train(model, optimizer, inputs, 4)
+    assert all(float(parameter.detach().abs().max()) < 3 for parameter in model.parameters())

@@ -61,10 +61,14 @@ class RefreshReport:
 
 
 def divided(gradient: Tensor, curvature: Tensor, damping: Damping) -> Tensor:
-    """Gradient / (curvature + damping); without damping 0 where there is no curvature, as by the pseudo-inverse."""
+    """Gradient / (curvature + damping); without damping 0 where there is no curvature, as by the pseudo-inverse.
+
+    What lies below the rounding of the largest is none: the logits of a softmax always leave such a direction.
+    """
     if isinstance(damping, Tensor) or damping > 0:
         return gradient / (curvature + damping)
-    return torch.where(curvature > 0, gradient / curvature, 0.0)
+    nothing = torch.finfo(curvature.dtype).eps * max(curvature.shape) * curvature.amax()
+    return torch.where(curvature > nothing, gradient / curvature, 0.0)
 
 
 def copy_to(tensor: Tensor | None, like: Tensor) -> Tensor | None:

@@ -11,7 +11,10 @@ from acktr.agents.settings import Settings
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 RECORDS = sorted(path.parent.relative_to(RESULTS) for path in RESULTS.rglob("settings.yaml"))
-OF_THE_COMMAND = {"seed", "num_threads", "vectorization", "total_timesteps", "log_interval"}
+OF_THE_COMMAND = {
+    *("seed", "num_threads", "vectorization", "total_timesteps", "log_interval"),
+    *("curvature", "structure", "exploration"),
+}
 
 
 def test_there_are_results() -> None:

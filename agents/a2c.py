@@ -1,5 +1,6 @@
 """A2C, the first-order baseline: RMSprop or Adam on the same objective (Mnih et al. 2016, synchronous)."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,10 @@ class A2CUpdater:
                 "explained_variance": explained_variance(values.detach(), batch.returns, batch.weights),
             }
         )
+
+    def exploring(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing but the sampling of actions."""
+        return contextlib.nullcontext()
 
     def learning_rate(self) -> float:
         """The learning rate of the last update."""

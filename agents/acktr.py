@@ -5,6 +5,7 @@ With separate torsos the policy and the critic each have their own, so that the 
 policy's KL alone, and the critic may make several steps on a batch.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,6 +83,10 @@ class ACKTRUpdater:
                 self.critic.step(batch, self._scale, progress=progress, shown=False)
         self._skipped += self._skipped_steps() > before  # a batch counts once, however many steps are made on it
         return UpdateReport(figures=figures)
+
+    def exploring(self) -> contextlib.AbstractContextManager[None]:
+        """For a rollout: see `Updater`."""
+        return self.actor.exploring()
 
     def learning_rate(self) -> float:
         """The learning rate of the last update."""

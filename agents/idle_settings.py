@@ -12,6 +12,7 @@ _OF_A2C = {field.name for field in dataclasses.fields(A2CSettings)}
 _OF_CRITIC = {name for name in _OF_ACKTR if name.startswith("critic_")}
 _OF_KFOC = {"kfoc_steps", "kfoc_aggregation"}
 _OF_KRONECKER = {"damping_mode"}
+_OF_NOISE = {"noise_examples", "noise_prior"}
 _OF_POSITIONS = {"conv_factors", "position_stride"}
 _OF_PIXELS = {"pixel_size", "frame_stack"}
 _OF_CONVOLUTIONS = {"conv_channels", "conv_features", "zero_sum_filters"}
@@ -43,6 +44,7 @@ def idle(settings: Settings, names: Collection[str]) -> dict[str, set[str]]:
             {"conv_factors", "position_stride"},
             "structure is block-tridiagonal",
         ),
+        (acktr and settings.exploration == "none", _OF_NOISE, "exploration is none"),
         (not settings.pixels, _OF_PIXELS, "pixels is false"),
         (settings.network == "mlp", _OF_CONVOLUTIONS, "network is mlp"),
     )

@@ -5,6 +5,7 @@ from, with K-FAC's capture on, and the rest. Together they make one loss and one
 second forward pass, and the sampled backward runs over the first part only.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from acktr.agents.step_control import StepControl, backtrack
 from acktr.agents.updates import load_optimizer_state, optimizer_state, scheduled
 from acktr.agents.value_scale import ValueScale
 from acktr.errors import UserError
-from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric
+from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, NoisyKFAC
 
 Head = Literal["policy", "value"]
 
@@ -80,7 +81,8 @@ class Learner:
         self.settings = settings
         self.region = region
         self.heads = heads
-        self.optimizer = _build_kfac(model, settings, region)
+        explores = settings.exploration == "noisy-kfac" and "policy" in heads
+        self.optimizer = _build_kfac(model, settings, region, generator=generator if explores else None)
         self.rejected = 0
         self._generator = generator
         self._rotation = 0
@@ -102,23 +104,24 @@ class Learner:
         """
         settings, optimizer = self.settings, self.optimizer
         self._follow_schedules(progress)
-        with record_function("acktr::forward"):
-            policies, values = self._forward(batch)
         figures: dict[str, Tensor] = {}
-        objective = batch.returns.new_zeros(())
-        if policies:
-            loss, entropy = policy_losses(policies, batch, normalize_advantages=settings.normalize_advantages)
-            objective = objective + loss - _entropy_coef(settings, progress) * entropy
-            figures |= {"policy_loss": loss.detach(), "entropy": entropy.detach()}
-        if values:
-            loss = value_loss(values, batch)
-            objective = objective + settings.value_coef * loss / scale.of_loss
-            variance = explained_variance(joined_values(values, batch), batch.returns, batch.weights)
-            figures |= {"value_loss": loss.detach(), "explained_variance": variance}
-        self._update_statistics(policies, values, batch, scale.sigma)
-        optimizer.zero_grad()
-        with record_function("acktr::loss_backward"):
-            torch.autograd.backward(objective)
+        with self._as_drawn():
+            with record_function("acktr::forward"):
+                policies, values = self._forward(batch)
+            objective = batch.returns.new_zeros(())
+            if policies:
+                loss, entropy = policy_losses(policies, batch, normalize_advantages=settings.normalize_advantages)
+                objective = objective + loss - _entropy_coef(settings, progress) * entropy
+                figures |= {"policy_loss": loss.detach(), "entropy": entropy.detach()}
+            if values:
+                loss = value_loss(values, batch)
+                objective = objective + settings.value_coef * loss / scale.of_loss
+                variance = explained_variance(joined_values(values, batch), batch.returns, batch.weights)
+                figures |= {"value_loss": loss.detach(), "explained_variance": variance}
+            self._update_statistics(policies, values, batch, scale.sigma)
+            optimizer.zero_grad()
+            with record_function("acktr::loss_backward"):
+                torch.autograd.backward(objective)
         optimizer.step()
         moved = self._control(policies, values, batch, scale.sigma, progress=progress, shown=shown)
         if moved is not None and policies:
@@ -127,6 +130,18 @@ class Learner:
         if policies:
             figures["trust_region_scale"] = optimizer.scale
         return figures
+
+    def exploring(self) -> contextlib.AbstractContextManager[None]:
+        """For a rollout to be made in: the network acts with weights drawn anew where the settings ask for that."""
+        if isinstance(self.optimizer, NoisyKFAC):
+            return self.optimizer.sampled()
+        return contextlib.nullcontext()
+
+    def _as_drawn(self) -> contextlib.AbstractContextManager[None]:
+        """The weights that the rollout was made with, moved by what steps have moved their mean since."""
+        if isinstance(self.optimizer, NoisyKFAC):
+            return self.optimizer.sampled(again=self.optimizer.has_drawn)
+        return contextlib.nullcontext()
 
     def _follow_schedules(self, progress: float) -> None:
         settings, region = self.settings, self.region
@@ -236,16 +251,17 @@ class Learner:
             return None
 
         def measured() -> Divergence:
-            return measure(
-                self.policy,
-                policies,
-                values,
-                batch,
-                sigma=sigma,
-                extremes=value_limit is not None,
-                whole=searches,
-                normalize_advantages=settings.normalize_advantages,
-            )
+            with self._as_drawn():
+                return measure(
+                    self.policy,
+                    policies,
+                    values,
+                    batch,
+                    sigma=sigma,
+                    extremes=value_limit is not None,
+                    whole=searches,
+                    normalize_advantages=settings.normalize_advantages,
+                )
 
         moved = measured()
         if desired_kl is not None:
@@ -313,24 +329,33 @@ def _entropy_coef(settings: Settings, progress: float) -> float:
     return scheduled(settings.entropy_coef, settings.entropy_schedule, progress)
 
 
-def _build_kfac(model: nn.Module, settings: Settings, region: Region) -> KFAC:
-    return KFAC(
+def _build_kfac(model: nn.Module, settings: Settings, region: Region, *, generator: torch.Generator | None) -> KFAC:
+    """K-FAC, or where there is a generator of draws K-FAC with a posterior."""
+    options: dict[str, Any] = {
+        "lr": region.lr,
+        "max_kl": region.max_kl if region.max_kl > 0 else None,
+        "momentum": region.momentum,
+        "damping_mode": settings.damping_mode,
+        "stat_decay": settings.stat_decay,
+        "stat_window": settings.stat_window,
+        "stat_interval": settings.stat_interval,
+        "inverse_interval": settings.inverse_interval,
+        "position_stride": settings.position_stride,
+        "bias": settings.bias,
+        "conv_factors": settings.conv_factors,
+        "curvature": settings.curvature,
+        "structure": settings.structure,
+        "kfoc_steps": settings.kfoc_steps,
+        "kfoc_aggregation": settings.kfoc_aggregation,
+        "compat": settings.compat,
+    }
+    if generator is None:
+        return KFAC(model, damping=region.damping, **options)
+    return NoisyKFAC(
         model,
-        lr=region.lr,
-        max_kl=region.max_kl if region.max_kl > 0 else None,
-        momentum=region.momentum,
-        damping=region.damping,
-        damping_mode=settings.damping_mode,
-        stat_decay=settings.stat_decay,
-        stat_window=settings.stat_window,
-        stat_interval=settings.stat_interval,
-        inverse_interval=settings.inverse_interval,
-        position_stride=settings.position_stride,
-        bias=settings.bias,
-        conv_factors=settings.conv_factors,
-        curvature=settings.curvature,
-        structure=settings.structure,
-        kfoc_steps=settings.kfoc_steps,
-        kfoc_aggregation=settings.kfoc_aggregation,
-        compat=settings.compat,
+        examples=settings.noise_examples,
+        prior_variance=settings.noise_prior,
+        extrinsic_damping=region.damping,
+        generator=generator,
+        **options,
     )

@@ -202,6 +202,28 @@ class OptimizerSettings:
         typical="block-diagonal",
         origin="Martens & Grosse 2015, section 4",
     )
+    exploration: Literal["none", "noisy-kfac"] = setting(
+        "none",
+        "noisy-kfac: each rollout acts on weights drawn from the posterior that the policy's curvature gives, and the "
+        "step moves their mean; beside the sampling of actions.",
+        typical="none",
+        origin="Zhang et al. 2018",
+    )
+    noise_examples: int = setting(
+        100_000,
+        "N of that posterior: its covariance is (F + 1 / (N eta))^-1 / N, so more is less noise.",
+        typical="1e4 to 1e6",
+        origin="this project: about as many as there are steps that the curvature remembers",
+        low=1,
+    )
+    noise_prior: float = setting(
+        1.0,
+        "eta of that posterior, the variance of each weight where nothing is known of it.",
+        typical="0.01 to 1",
+        origin="Zhang et al. 2018",
+        low=0,
+        low_open=True,
+    )
     kfoc_steps: int = setting(
         1,
         "Steps of K-FOC's power method on each batch, from the running factors.",

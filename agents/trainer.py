@@ -142,6 +142,10 @@ class Trainer:
         return before + (1 - before) * (self.timesteps - since) / max(1, self.settings.total_timesteps - since)
 
     def _collect(self) -> Batch:
+        with self.updater.exploring():
+            return self._roll_out()
+
+    def _roll_out(self) -> Batch:
         settings, rollout = self.settings, self.rollout
         rollout.start(self._fresh)
         self._fresh = None

@@ -1,5 +1,6 @@
 """What one update reports, whichever algorithm made it."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -32,6 +33,10 @@ class Updater(Protocol):
             batch: the rollout.
             progress: share of the run that is over, 0 to 1, which schedules follow.
         """
+        ...
+
+    def exploring(self) -> contextlib.AbstractContextManager[None]:
+        """A context to make the next rollout in, where the policy acts as the algorithm explores."""
         ...
 
     def learning_rate(self) -> float:

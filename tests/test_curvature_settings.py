@@ -26,6 +26,8 @@ FAMILY: list[dict[str, Any]] = [
     {"curvature": "diagonal"},
     {"curvature": "full"},
     {"structure": "block-tridiagonal"},
+    {"exploration": "noisy-kfac"},
+    {"exploration": "noisy-kfac", "curvature": "ekfac"},
 ]
 
 
@@ -48,6 +50,8 @@ def update(each: ACKTRUpdater, *, times: int, seed: int) -> None:
             valid_rows=60,
             num_envs=4,
         )
+        with each.exploring():
+            pass  # a rollout
         each.update(batch, progress=0.0)
 
 
@@ -98,6 +102,7 @@ def test_a_torso_that_is_no_chain_is_refused_before_any_training_step() -> None:
     [
         (["--curvature", "full", "--hidden-sizes", "100", "100"], "has 10100 parameters, and curvature 'full' keeps"),
         (["--structure", "block-tridiagonal", "--curvature", "ekfac"], "is one of curvature 'kfac', not of 'ekfac'"),
+        (["--structure", "block-tridiagonal", "--exploration", "noisy-kfac"], "needs the structure 'block-diagonal'"),
         (["--structure", "block-tridiagonal", "--damping-mode", "exact"], "knows damping_mode 'factored' alone"),
     ],
 )

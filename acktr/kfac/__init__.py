@@ -4,6 +4,7 @@ from acktr.kfac.distributions import MultiCategorical
 from acktr.kfac.errors import BlockError, block_errors
 from acktr.kfac.levenberg_marquardt import LevenbergMarquardt, StepReport
 from acktr.kfac.metrics import EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, sample
+from acktr.kfac.noisy import NoisyKFAC
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.supervised import batch_size, iterate_average
 from acktr.kfac.trust_region import mean_kl, weighted_mean
@@ -18,6 +19,7 @@ __all__ = [
     "LevenbergMarquardt",
     "Metric",
     "MultiCategorical",
+    "NoisyKFAC",
     "StepReport",
     "batch_size",
     "block_errors",

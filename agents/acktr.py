@@ -96,8 +96,8 @@ class ACKTRUpdater:
         """Retries and stale inverses of the guard ladder, batches skipped, and steps that the line search took back."""
         optimizers = [learner.optimizer for learner in self._learners().values()]
         return {
-            "decomposition_retries": sum(optimizer.retry_count for optimizer in optimizers),
-            "stale_inverses": sum(optimizer.stale_count for optimizer in optimizers),
+            "decomposition_retries": sum(optimizer.estimate.retry_count for optimizer in optimizers),
+            "stale_inverses": sum(optimizer.estimate.stale_count for optimizer in optimizers),
             "skipped_batches": int(self._skipped.item()),
             "rejected_steps": sum(learner.rejected for learner in self._learners().values()),
         }

@@ -120,7 +120,7 @@ def train(
         optimizer.zero_grad()
         cross_entropies(outputs).mean().backward()
         optimizer.step()
-    assert optimizer.retry_count == 0  # every factor has an inverse
+    assert optimizer.estimate.retry_count == 0  # every factor has an inverse
     return optimizer
 
 

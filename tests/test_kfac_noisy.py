@@ -511,9 +511,9 @@ def test_settings_out_of_range_are_refused_in_one_line(settings: dict[str, Any],
 
 def test_a_failed_decomposition_keeps_the_last_covariance_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = mixed()
-    before, stale = dict(optimizer.posterior), optimizer.stale_count
+    before, stale = dict(optimizer.posterior), optimizer.estimate.stale_count
     monkeypatch.setattr("acktr.kfac.posterior.eigenbasis", lambda matrix: (None, 4))
     noisy_step(model, optimizer)
     assert optimizer.posterior == before
-    assert optimizer.stale_count == stale + len(optimizer.units)
+    assert optimizer.estimate.stale_count == stale + len(optimizer.units)
     assert all(isinstance(unit.block, KroneckerBlock | FullBlock) for unit in optimizer.units)

@@ -147,8 +147,8 @@ def test_failing_decompositions_keep_the_last_good_inverse_and_are_counted(
     )
     before = flat_parameters(model)
     train_step(model, optimizer, torch.randn(9, 3))
-    assert optimizer.stale_count == 2
-    assert optimizer.retry_count >= 2
+    assert optimizer.estimate.stale_count == 2
+    assert optimizer.estimate.retry_count >= 2
     assert not torch.equal(flat_parameters(model), before)
     for unit, old in zip(optimizer.units, inverses, strict=True):
         assert torch.equal(unit.block.state_dict()["left"], old)
@@ -222,9 +222,9 @@ def test_inverses_are_refreshed_at_once_at_first_and_in_turn_later() -> None:
     optimizer = KFAC(model, inverse_interval=5)
     counts = []
     for _ in range(60):
-        before = optimizer.refresh_count
+        before = optimizer.estimate.refresh_count
         train_step(model, optimizer, torch.randn(9, 3))
-        counts.append(optimizer.refresh_count - before)
+        counts.append(optimizer.estimate.refresh_count - before)
     assert counts[:20] == [5] * 20
     assert sum(counts[20:40]) == 50  # every second step
     assert counts[50:] == [1] * 10

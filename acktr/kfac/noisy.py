@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from acktr.kfac.checks import check_range
 from acktr.kfac.optimizer import KFAC
-from acktr.kfac.pace import has_its_turn, refresh_interval
 from acktr.kfac.posterior import Covariance, Objective, covariance_of
 from acktr.kfac.small_blocks import IdentityBlock
 from acktr.kfac.units import Unit
@@ -187,19 +186,26 @@ class NoisyKFAC(KFAC):
             for parameter, gradient in gradients:
                 parameter.grad = gradient
 
-    def _refresh_due(self) -> None:
-        super()._refresh_due()
-        interval = refresh_interval(self.steps, full=self.inverse_interval)
-        for index, unit in enumerate(self.units):
-            turn = has_its_turn(index, len(self.units), steps=self.steps, interval=interval)
-            first = unit.name not in self.posterior and unit.block.missing is None
-            if isinstance(unit.block, IdentityBlock) or not (turn or first):
+    def refresh(self) -> None:
+        """Decompose every block and renew every covariance now."""
+        super().refresh()
+        self._renew(self.units)
+
+    def _refresh_due(self) -> list[Unit]:
+        due = super()._refresh_due()
+        self._renew(due)
+        return due
+
+    @torch.no_grad()
+    def _renew(self, units: list[Unit]) -> None:
+        for unit in units:
+            if isinstance(unit.block, IdentityBlock):
                 continue
             covariance, report = covariance_of(unit.block, unit.matrix(unit.parameters).shape, self.objective)
             if covariance is not None:
                 self.posterior[unit.name] = covariance
-            self.retry_count += report.retries
-            self.stale_count += report.stale
+            self.estimate.retry_count += report.retries
+            self.estimate.stale_count += report.stale
 
     def contract(self, factor: Tensor, *, skips: bool = True) -> None:
         """See `KFAC`; refused inside `sampled()`."""

@@ -6,37 +6,30 @@ trust region η = min(lr, sqrt(2 max_kl / mᵀ F m)) with F undamped -> paramete
 
 import contextlib
 import copy
-import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from acktr.kfac.averages import Share
 from acktr.kfac.blocks import Damping
-from acktr.kfac.capture import Call, Recorder
-from acktr.kfac.chains import chained
 from acktr.kfac.checks import check_choice, check_precision, check_range
 from acktr.kfac.curvatures import BiasMode, BlockChoice, Curvature, Structure
-from acktr.kfac.estimation import estimate
+from acktr.kfac.estimate import FisherEstimate
 from acktr.kfac.kronecker import DampingMode
 from acktr.kfac.metrics import Metric
 from acktr.kfac.momentum import Momentum
 from acktr.kfac.optimal_factors import Aggregation
-from acktr.kfac.pace import MIN_WINDOW, batch_share, has_its_turn, refresh_interval
+from acktr.kfac.pace import Pace
 from acktr.kfac.rules import Proposal, baselines_step, natural_step, slope
-from acktr.kfac.statistics import FactorKind, Thinning
+from acktr.kfac.statistics import FactorKind
 from acktr.kfac.step import AppliedStep
 from acktr.kfac.trust_region import baselines_scale
-from acktr.kfac.units import Unit, build_units, recorded_modules
+from acktr.kfac.units import Unit
 
 Compat = Literal["none", "baselines"]
-
-_SHAPING = ("curvature", "structure", "damping_mode", "bias")
-"""Choices that decide what a state holds; statistics may go on under another of the others."""
 
 
 class KFAC(torch.optim.Optimizer):
@@ -117,15 +110,17 @@ class KFAC(torch.optim.Optimizer):
         check_range("lr", lr, 0.0, None)
         check_range("momentum", momentum, 0.0, 1.0, high_open=True)
         check_range("damping", damping, 0.0, None)
-        check_range("stat_decay", stat_decay, 0.0, 1.0, high_open=True)
-        check_range("stat_window", stat_window, MIN_WINDOW, 1.0)
-        check_range("stat_interval", stat_interval, 1, None)
-        check_range("inverse_interval", inverse_interval, 1, None)
-        check_range("position_stride", position_stride, 1, None)
         if max_kl is not None and not max_kl > 0:
             raise ValueError(f"max_kl takes a number above 0, or None, got {max_kl}")
         check_choice("compat", compat, Compat)
-        self._choice = BlockChoice(
+        pace = Pace(
+            stat_decay=stat_decay,
+            stat_window=stat_window,
+            stat_interval=stat_interval,
+            inverse_interval=inverse_interval,
+            position_stride=position_stride,
+        )
+        choice = BlockChoice(
             curvature=curvature,
             structure=structure,
             damping_mode=damping_mode,
@@ -141,33 +136,33 @@ class KFAC(torch.optim.Optimizer):
         defaults = {"lr": lr, "max_kl": max_kl, "momentum": momentum, "damping": damping}
         self._own = {id(parameter) for parameter in trainable}
         super().__init__(trainable, defaults)
-        self.stat_decay = stat_decay
-        self.stat_window = stat_window
-        self.stat_interval = stat_interval
-        self.inverse_interval = inverse_interval
-        self.position_stride = position_stride
         self.compat = compat
-        self.units, plain = build_units(model, self._choice)
-        if structure == "block-tridiagonal":
-            self.units = chained(self.units)
-        if plain:
-            warnings.warn(
-                f"K-FAC cannot factor {', '.join(plain)}; these parameters get their plain gradient", stacklevel=2
-            )
-        self._recorder = Recorder(recorded_modules(self.units))
+        self.estimate = FisherEstimate(model, choice, pace)
+        if self.estimate.plain:
+            names = ", ".join(self.estimate.plain)
+            warnings.warn(f"K-FAC cannot factor {names}; these parameters get their plain gradient", stacklevel=2)
         self._device = trainable[0].device
         zero = torch.zeros((), dtype=trainable[0].dtype, device=self._device)
-        self.steps = 0
-        self._counted = -1  # the step that the newest statistics belong to
         self._named: set[str] = set()  # units without curvature that a warning has named
-        self._informed = False  # of the curvature: the first step without any is worth a warning
-        self.refresh_count = 0
-        self.retry_count = 0
-        self.stale_count = 0
+        self._warned = False  # of a step without any curvature
         self.skipped: Tensor = zero.clone()
         self.scale: Tensor = zero.clone()
         self._last = AppliedStep(zero)
         self._momentum = Momentum(self.state, len(self.units), zero)
+
+    @property
+    def units(self) -> list[Unit]:
+        """A block each, with the parameters that it treats."""
+        return self.estimate.units
+
+    @property
+    def steps(self) -> int:
+        """Steps made so far, which the intervals go by."""
+        return self.estimate.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.estimate.steps = steps
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Give some of the model's parameters, taken out of another group before, settings of their own.
@@ -190,21 +185,15 @@ class KFAC(torch.optim.Optimizer):
     @property
     def statistics_due(self) -> bool:
         """Whether this step's statistics are wanted (every `stat_interval` steps)."""
-        return self.steps % self.stat_interval == 0
+        return self.estimate.due
 
-    @contextlib.contextmanager
-    def capture(self) -> Iterator[None]:
+    def capture(self) -> contextlib.AbstractContextManager[None]:
         """Record the forward passes made inside, for the next `update_statistics`; records nothing when none is due.
 
         Raises:
             RuntimeError: entered a second time before it was left.
         """
-        if not self.statistics_due:
-            self._recorder.take()
-            yield
-            return
-        with self._recorder.recording():
-            yield
+        return self.estimate.capture()
 
     def update_statistics(self, metric: Metric, weights: Tensor | None = None) -> None:
         """Add the captured batch to the running factors; does nothing in a step whose statistics are not due.
@@ -220,25 +209,8 @@ class KFAC(torch.optim.Optimizer):
             RuntimeError: nothing was captured, or the metric does not come from what was.
             ValueError: a layer was called without an axis of examples.
         """
-        if not self.statistics_due:
-            return
-        calls = self._recorder.take()
-        if not calls and any(unit.modules for unit in self.units):
-            raise RuntimeError(
-                "nothing was captured: run the forward pass inside `with optimizer.capture():`, with gradients enabled"
-            )
         with torch.autocast(self._device.type, enabled=False):
-            self._update_statistics(metric, weights, calls)
-
-    def _update_statistics(self, metric: Metric, weights: Tensor | None, calls: list[Call]) -> None:
-        self._informed = True
-        turn = self.steps // self.stat_interval
-        share = batch_share(turn + 1, decay=self.stat_decay, window=self.stat_window)
-        if self._counted == self.steps:  # a further part of one step's batch: the first has aged what is older
-            share = Share(keep=1.0, add=share.add)
-        thinning = Thinning.rotating(self.position_stride, turn)
-        if estimate(self.units, metric, weights, calls, share=share, thinning=thinning):
-            self._counted = self.steps
+            self.estimate.update(metric, weights)
 
     # --- the step ----------------------------------------------------------------------------------------------
 
@@ -265,8 +237,8 @@ class KFAC(torch.optim.Optimizer):
         return loss
 
     def _step(self) -> None:
-        if not self._informed:
-            self._informed = True
+        if not (self.estimate.asked or self._warned):
+            self._warned = True
             warnings.warn(
                 "KFAC.step before any update_statistics: without curvature the step follows the plain gradient",
                 stacklevel=5,
@@ -339,7 +311,7 @@ class KFAC(torch.optim.Optimizer):
 
     def _name_uninformed(self, active: list[Unit]) -> None:
         names = [unit.name for unit in active if unit.block.missing == "statistics" and unit.name not in self._named]
-        if names and self._counted >= 0:
+        if names and self.estimate.counted >= 0:
             self._named.update(names)
             warnings.warn(
                 f"{', '.join(names)}: the loss reaches these parameters, and no captured call of their modules did the "
@@ -379,27 +351,17 @@ class KFAC(torch.optim.Optimizer):
     def _groups(self) -> dict[int, dict[str, Any]]:
         return {id(parameter): group for group in self.param_groups for parameter in group["params"]}
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Decompose every block now, with the damping that `param_groups` holds."""
-        group_of = self._groups()
-        for unit in self.units:
-            self._refresh(unit, group_of[id(unit.parameters[0])]["damping"])
+        self.estimate.refresh(self.units, self._damping_of())
 
-    def _refresh_due(self) -> None:
-        group_of = self._groups()
-        interval = refresh_interval(self.steps, full=self.inverse_interval)
-        for index, unit in enumerate(self.units):
-            turn = has_its_turn(index, len(self.units), steps=self.steps, interval=interval)
-            if not turn and unit.block.missing != "inverse":
-                continue
-            self._refresh(unit, group_of[id(unit.parameters[0])]["damping"])
+    def _refresh_due(self) -> list[Unit]:
+        """Decompose what is due; returns those units."""
+        return self.estimate.refresh_due(self._damping_of())
 
-    def _refresh(self, unit: Unit, damping: Damping) -> None:
-        report = unit.block.refresh(damping)
-        self.refresh_count += 1
-        self.retry_count += report.retries
-        self.stale_count += report.stale
+    def _damping_of(self) -> Callable[[Unit], Damping]:
+        group_of = self._groups()
+        return lambda unit: group_of[id(unit.parameters[0])]["damping"]
 
     # --- persistence -------------------------------------------------------------------------------------------
 
@@ -410,12 +372,9 @@ class KFAC(torch.optim.Optimizer):
         """
         state = super().state_dict()
         state["curvature"] = {
-            "choice": dataclasses.asdict(self._choice),
-            "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
-            "steps": self.steps,
+            **self.estimate.state_dict(),
             "momentum_mass": self._momentum.mass,
             "skipped": self.skipped,
-            "counts": [self.refresh_count, self.retry_count, self.stale_count],
         }
         return copy.deepcopy(state)
 
@@ -428,26 +387,14 @@ class KFAC(torch.optim.Optimizer):
         if "curvature" not in state_dict:
             raise ValueError("this is no state of KFAC: it holds no curvature")
         curvature = state_dict["curvature"]
-        for name, value in dataclasses.asdict(self._choice).items():
-            found = curvature["choice"][name]
-            if name in _SHAPING and found != value:
-                raise ValueError(f"this state was made with {name} '{found}', this optimizer has '{value}'")
-        names = [unit.name for unit in self.units]
-        if sorted(curvature["blocks"]) != sorted(names):
-            raise ValueError(f"this state holds blocks {sorted(curvature['blocks'])}, the model has {sorted(names)}")
-        for unit in self.units:
-            unit.check(curvature["blocks"][unit.name])
+        self.estimate.check(curvature)
         super().load_state_dict(copy.deepcopy({key: value for key, value in state_dict.items() if key != "curvature"}))
-        for unit in self.units:
-            unit.block.load_state_dict(curvature["blocks"][unit.name])
-        self.steps = curvature["steps"]
-        self._informed, self._counted = True, -1
+        self.estimate.load_state_dict(curvature)
         self.scale = torch.zeros_like(self.scale)
         self._last = AppliedStep(self.scale)  # the step before belongs to other weights
         self._momentum = Momentum(self.state, len(self.units), self.scale)  # torch replaces `state`
         self._momentum.mass = curvature["momentum_mass"].to(self.scale, copy=True)
         self.skipped = curvature["skipped"].to(self.scale, copy=True)
-        self.refresh_count, self.retry_count, self.stale_count = curvature["counts"]
 
 
 def _grad(parameter: Tensor) -> Tensor:

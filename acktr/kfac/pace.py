@@ -1,6 +1,10 @@
-"""How often inverses are refreshed and how far back averages reach: faster while the curvature is young."""
+"""When statistics and inverses are due and how far back averages reach: faster while the curvature is young."""
+
+import dataclasses
 
 from acktr.kfac.averages import Share
+from acktr.kfac.checks import check_range
+from acktr.kfac.statistics import Thinning
 
 MIN_WINDOW = 0.01
 """Smallest `stat_window`: a hundredth of the updates so far."""
@@ -10,17 +14,42 @@ REFRESH_GROWTH = 0.1
 fast. It changes seldom, for at every change some unit waits longer for its turn."""
 
 
-def batch_share(updates: int, *, decay: float, window: float) -> Share:
-    """What the `updates`-th batch weighs in running factors of a decay and a `stat_window`."""
-    if window < 1:
-        decay = min(decay, max(0.0, 1 - 1 / (window * updates)))
-    return Share.of(decay)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Intervals and decays; each field as in `KFAC`.
 
+    Raises:
+        ValueError: a value out of range.
+    """
 
-def refresh_interval(steps: int, *, full: int) -> int:
-    """Steps between two refreshes of one inverse, after that many steps in all."""
-    young = int(REFRESH_GROWTH * steps)
-    return full if young >= full else 1 << max(0, young.bit_length() - 1)
+    stat_decay: float
+    stat_window: float
+    stat_interval: int
+    inverse_interval: int
+    position_stride: int
+
+    def __post_init__(self) -> None:
+        check_range("stat_decay", self.stat_decay, 0.0, 1.0, high_open=True)
+        check_range("stat_window", self.stat_window, MIN_WINDOW, 1.0)
+        check_range("stat_interval", self.stat_interval, 1, None)
+        check_range("inverse_interval", self.inverse_interval, 1, None)
+        check_range("position_stride", self.position_stride, 1, None)
+
+    def share(self, updates: int) -> Share:
+        """What the `updates`-th batch weighs in the running factors."""
+        decay = self.stat_decay
+        if self.stat_window < 1:
+            decay = min(decay, max(0.0, 1 - 1 / (self.stat_window * updates)))
+        return Share.of(decay)
+
+    def thinning(self, turn: int) -> Thinning:
+        """The grid of positions of one turn."""
+        return Thinning.rotating(self.position_stride, turn)
+
+    def refresh_interval(self, steps: int) -> int:
+        """Steps between two refreshes of one inverse, after that many steps in all."""
+        young = int(REFRESH_GROWTH * steps)
+        return self.inverse_interval if young >= self.inverse_interval else 1 << max(0, young.bit_length() - 1)
 
 
 def has_its_turn(index: int, units: int, *, steps: int, interval: int) -> bool:

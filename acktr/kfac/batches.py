@@ -14,7 +14,7 @@ from acktr.kfac.statistics import Thinning
 from acktr.kfac.units import ModuleUnit, StandaloneUnit, Unit, WeightUnit
 
 
-def estimate(
+def add_batch(
     units: Sequence[Unit],
     metric: Metric,
     weights: Tensor | None,

@@ -1,0 +1,152 @@
+"""The running estimate of a model's Fisher: its units, what each batch tells them, and when they are decomposed."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.averages import Share
+from acktr.kfac.batches import add_batch
+from acktr.kfac.blocks import Damping
+from acktr.kfac.capture import Recorder
+from acktr.kfac.chains import chained
+from acktr.kfac.curvatures import BlockChoice
+from acktr.kfac.metrics import Metric
+from acktr.kfac.pace import Pace, has_its_turn
+from acktr.kfac.units import Unit, build_units, recorded_modules
+
+_SHAPING = ("curvature", "structure", "damping_mode", "bias")
+"""Choices that decide what a state holds; statistics may go on under another of the others."""
+
+DampingOf = Callable[[Unit], Damping]
+
+
+class FisherEstimate:
+    """The units of a model, and the statistics that are taken of its batches.
+
+    Args:
+        model: the network; it is not modified.
+        choice: of the blocks.
+        pace: when statistics and inverses are due.
+
+    Attributes:
+        units: a block each, with the parameters that it treats.
+        plain: names of the parameters that get their plain gradient.
+        steps: made so far, which the pace goes by.
+        refresh_count: decompositions so far.
+        retry_count: rungs of the guard ladder that failed.
+        stale_count: refreshes after which the old inverse had to stay.
+        asked: whether there ever was a batch.
+        counted: the step that the newest batch with something to say belongs to; -1 before any.
+
+    Raises:
+        ValueError: a layer that the curvature does not fit.
+    """
+
+    def __init__(self, model: nn.Module, choice: BlockChoice, pace: Pace) -> None:
+        self.choice = choice
+        self.pace = pace
+        self.units, self.plain = build_units(model, choice)
+        if choice.structure == "block-tridiagonal":
+            self.units = chained(self.units)
+        self.steps = 0
+        self.refresh_count = 0
+        self.retry_count = 0
+        self.stale_count = 0
+        self.asked = False
+        self.counted = -1
+        self._recorder = Recorder(recorded_modules(self.units))
+
+    @property
+    def due(self) -> bool:
+        """Whether this step's statistics are wanted."""
+        return self.steps % self.pace.stat_interval == 0
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """Record the forward passes made inside; nothing when no statistics are due.
+
+        Raises:
+            RuntimeError: entered a second time before it was left.
+        """
+        if not self.due:
+            self._recorder.take()
+            yield
+            return
+        with self._recorder.recording():
+            yield
+
+    def update(self, metric: Metric, weights: Tensor | None) -> None:
+        """Add what was captured; see `KFAC.update_statistics`."""
+        if not self.due:
+            return
+        calls = self._recorder.take()
+        if not calls and any(unit.modules for unit in self.units):
+            raise RuntimeError(
+                "nothing was captured: run the forward pass inside `with optimizer.capture():`, with gradients enabled"
+            )
+        self.asked = True
+        turn = self.steps // self.pace.stat_interval
+        share = self.pace.share(turn + 1)
+        if self.counted == self.steps:  # a further part of one step's batch: the first has aged what is older
+            share = Share(keep=1.0, add=share.add)
+        if add_batch(self.units, metric, weights, calls, share=share, thinning=self.pace.thinning(turn)):
+            self.counted = self.steps
+
+    @torch.no_grad()
+    def refresh_due(self, damping_of: DampingOf) -> list[Unit]:
+        """Decompose the units whose turn it is, and those that never were; returns them."""
+        interval = self.pace.refresh_interval(self.steps)
+        due = [
+            unit
+            for index, unit in enumerate(self.units)
+            if unit.block.missing == "inverse"
+            or has_its_turn(index, len(self.units), steps=self.steps, interval=interval)
+        ]
+        self.refresh(due, damping_of)
+        return due
+
+    @torch.no_grad()
+    def refresh(self, units: list[Unit], damping_of: DampingOf) -> None:
+        """Decompose some units."""
+        for unit in units:
+            report = unit.block.refresh(damping_of(unit))
+            self.refresh_count += 1
+            self.retry_count += report.retries
+            self.stale_count += report.stale
+
+    def state_dict(self) -> dict[str, Any]:
+        """Factors with their masses, inverses in use, phase and counters."""
+        return {
+            "choice": dataclasses.asdict(self.choice),
+            "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
+            "steps": self.steps,
+            "counts": [self.refresh_count, self.retry_count, self.stale_count],
+        }
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Refuse a state that does not fit.
+
+        Raises:
+            ValueError: it was made under another choice or for other parameters.
+        """
+        for name, value in dataclasses.asdict(self.choice).items():
+            found = state["choice"][name]
+            if name in _SHAPING and found != value:
+                raise ValueError(f"this state was made with {name} '{found}', this optimizer has '{value}'")
+        names = [unit.name for unit in self.units]
+        if sorted(state["blocks"]) != sorted(names):
+            raise ValueError(f"this state holds blocks {sorted(state['blocks'])}, the model has {sorted(names)}")
+        for unit in self.units:
+            unit.check(state["blocks"][unit.name])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave, and `check` has passed."""
+        for unit in self.units:
+            unit.block.load_state_dict(state["blocks"][unit.name])
+        self.steps = state["steps"]
+        self.asked, self.counted = True, -1
+        self.refresh_count, self.retry_count, self.stale_count = state["counts"]

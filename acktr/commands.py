@@ -5,6 +5,7 @@ Imports of torch and of the emulator stay inside the methods, so that help texts
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 import textwrap
@@ -195,6 +196,65 @@ class Plot:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Curvature:
+    """Compare K-FAC and its relatives with the exact Fisher of a policy, on states that it visits.
+
+    Writes tables (CSV, JSON) and pictures: errors of each layer, the Fisher and its inverse for some units of each
+    layer beside their approximations, and autocorrelations of convolutions.
+    """
+
+    played: Played
+    out: Annotated[
+        Path | None,
+        arg(
+            metavar="DIR",
+            help="The folder to write to.",
+            help_behavior_hint="(default: curvature in the run folder, FILE-curvature beside a file)",
+        ),
+    ] = None
+    states: Annotated[
+        int | None,
+        arg(metavar="N", help="States to visit.", help_behavior_hint="(default: 512, with convolutions 128)"),
+    ] = None
+    units: Annotated[
+        int | None,
+        arg(
+            metavar="N",
+            help="Units of each layer in the pictures of matrices.",
+            help_behavior_hint="(default: 20, or as many as fit)",
+        ),
+    ] = None
+    damping: Annotated[
+        float | None, arg(metavar="X", help="Damping of the inverses.", help_behavior_hint="(default: the run's)")
+    ] = None
+    deterministic: Greedy = False
+    no_deterministic: Sampled = False
+    seed: Seed = EVALUATION_SEED
+    as_json: Json = False
+
+    def run(self) -> int:
+        """Compare, write and print."""
+        deterministic = _deterministic(self.deterministic, self.no_deterministic)
+        for name, value, least in (("--states", self.states, 1), ("--units", self.units, 1), ("--seed", self.seed, 0)):
+            _check(name, least if value is None else value, least)
+        if self.damping is not None and not 0 < self.damping < math.inf:
+            raise UserError(f"--damping takes a number above 0, got {self.damping}")
+        from acktr.agents.curvature_report import curvature_file, report
+
+        result = curvature_file(
+            self.played,
+            out=self.out,
+            states=self.states,
+            units=self.units,
+            damping=self.damping,
+            deterministic=deterministic,
+            seed=self.seed,
+        )
+        print(json.dumps(result, allow_nan=False) if self.as_json else report(result, _terminal_width()))
+        return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Presets:
     """List the presets, or print one.
 
@@ -263,6 +323,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "record": Record,
     "export": Export,
     "plot": Plot,
+    "curvature": Curvature,
     "presets": Presets,
     "info": Info,
 }

@@ -49,13 +49,13 @@ def evaluate_file(
     Raises:
         UserError: the file does not load, its environment cannot be made, or there is no such device.
     """
-    file = _file(played)
+    file = policy_file(played)
     loaded = load_policy(file, torch.device("cpu"))
     settings = playing_settings(loaded.settings, min(num_envs or MOST_ENVS, episodes), device)
     environment = make_environment(settings)
     try:
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
-        _check_spaces(loaded, environment, file)
+        check_spaces(loaded, environment, file)
         chosen, _ = choose_device(settings, environment)
         result = evaluate(
             loaded.policy.to(chosen),
@@ -96,7 +96,7 @@ def record_file(
     Raises:
         UserError: as `evaluate_file`.
     """
-    file = _file(played)
+    file = policy_file(played)
     loaded = load_policy(file, torch.device("cpu"))
     settings = playing_settings(loaded.settings, 1, device)
     environment = make_environment(settings)
@@ -105,7 +105,7 @@ def record_file(
         chosen, _ = choose_device(settings, environment)
     finally:
         environment.close()
-    _check_spaces(loaded, environment, file)
+    check_spaces(loaded, environment, file)
     return record(
         loaded.policy.to(chosen),
         settings,
@@ -159,11 +159,12 @@ def report_video(result: Mapping[str, Any]) -> str:
     return f"{result['output']}: {seconds:.1f} seconds, raw returns {returns}"
 
 
-def _file(played: Path) -> Path:
+def policy_file(played: Path) -> Path:
+    """The file to play: of a run folder its final or last checkpoint, else the file itself."""
     return RunFolder.open(played).evaluation_checkpoint() if played.is_dir() else played
 
 
-def _check_spaces(loaded: LoadedPolicy, environment: VectorEnvironment, file: Path) -> None:
+def check_spaces(loaded: LoadedPolicy, environment: VectorEnvironment, file: Path) -> None:
     """Refuse a policy for an environment that has changed since, e.g. by another version of its package."""
     for name in ("observation_space", "action_space"):
         found = first_difference(name, getattr(loaded, name), getattr(environment, name), operator.eq)

@@ -96,7 +96,7 @@ def test_without_a_verb_the_help_is_shown_as_an_error(capsys: pytest.CaptureFixt
     assert "usage: acktr VERB" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["resume", "evaluate", "record", "export", "plot", "presets", "info"])
+@pytest.mark.parametrize("verb", ["resume", "evaluate", "record", "export", "plot", "curvature", "presets", "info"])
 def test_every_verb_has_a_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"])
@@ -271,7 +271,7 @@ def test_resume_hands_over_what_it_was_given(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "record", "export", "plot", "resume"])
+@pytest.mark.parametrize("verb", ["evaluate", "record", "export", "plot", "curvature", "resume"])
 def test_a_missing_run_is_a_one_line_error(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in error_line(capsys)

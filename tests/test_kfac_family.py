@@ -435,6 +435,18 @@ def test_errors_without_forming_a_block_are_those_of_the_dense_ones(name: str) -
         assert error.trace == pytest.approx(trace, rel=1e-5)
 
 
+@pytest.mark.parametrize("curvature", ["ekfac", "ekfoc", "full", "diagonal"])
+def test_reduce_approximates_factors_and_no_gradient(curvature: Curvature) -> None:
+    """What keeps second moments of the gradients themselves keeps those of the exact ones, in whichever basis."""
+    optimizer, metric, _ = settled("convolutional", curvature, conv_factors="reduce")
+    for unit in weight_units(optimizer):
+        exact, found = fisher_block(unit, metric.losses()), unit.block.to_dense()
+        if curvature == "full":
+            torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.trace(), exact.trace(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close((found * exact).sum(), found.square().sum(), rtol=1e-9, atol=1e-12)  # a projection
+
+
 # --- all of them ---------------------------------------------------------------------------------------------------
 
 FAMILY: list[Curvature] = ["kfac", "ekfac", "kfoc", "ekfoc", "diagonal", "full"]

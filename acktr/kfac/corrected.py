@@ -63,7 +63,7 @@ class CorrectedBlock:
         """Add a batch to the factors and, once there is a basis, to R."""
         self.factors.observe(batch, share)
         if self._left is not None:
-            moment = batch.squares(self._left, self._right)
+            moment = batch.exact.squares(self._left, self._right)
             self.scales.update(moment.total, moment.weight, share)
 
     def refresh(self, damping: Damping) -> RefreshReport:

@@ -65,6 +65,11 @@ class WeightBatch:
     dtype: torch.dtype
 
     @property
+    def exact(self) -> "WeightBatch":
+        """The same with P as it is, whatever approximation `kind` makes of it."""
+        return self if self.kind == "expand" else dataclasses.replace(self, kind="expand")
+
+    @property
     def positions(self) -> int:
         """T of the rows in `pairs`: those of one pass."""
         return 1 if self.kind == "reduce" else _positions([call for call, _ in self.passes[0]])
@@ -156,8 +161,8 @@ class WeightBatch:
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows (n, T, b, o) of gradients, times the root of the example's weight, and (n, T, b, i) of inputs.
 
-        T counts the positions of all calls; under "reduce" it is 1, the gradients' sum and the inputs' mean, as its
-        factors have it. Some examples at a time, so that patches stay within bounds; the passes one after another. The
+        T counts the positions of all calls; under "reduce" it is 1, the gradients' sum and the inputs' mean, which take
+        the place of P. Some examples at a time, so that patches stay within bounds; the passes one after another. The
         1 of a joint bias is not among the inputs: on patches it would cost a copy.
         """
         for gradients in self.passes:

@@ -23,7 +23,7 @@ class FullBlock:
     def observe(self, batch: WeightBatch, share: Share) -> None:
         """Add a batch of a weight."""
         total: Tensor | None = None
-        for gradients in batch.gradients():
+        for gradients in batch.exact.gradients():
             rows = gradients.flatten(1).unsqueeze(0)
             part = product(rows.mT, rows)
             total = part if total is None else total.add_(part)
@@ -97,7 +97,7 @@ class DiagonalBlock:
 
     def observe(self, batch: WeightBatch, share: Share) -> None:
         """Add a batch of a weight."""
-        moment = batch.squares()
+        moment = batch.exact.squares()
         self.moment.update(moment.total, moment.weight, share)
 
     def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from acktr.agents.curvature_layers import Captured
+from acktr.agents.curvature_capture import Captured
 from acktr.agents.curvature_states import Network
 from acktr.kfac.layers import Affine, gradient_rows, input_rows
 

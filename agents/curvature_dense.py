@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from acktr.agents.curvature_layers import Captured
+from acktr.agents.curvature_capture import Captured
 from acktr.errors import UserError
 from acktr.kfac.kronecker import factored_damping
 from acktr.kfac.layers import Affine, gradient_rows, input_rows

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from acktr.agents.curvature_assumptions import Assumptions, Correlations
 from acktr.agents.curvature_dense import Dense, block_averages, ranges, relative_error
-from acktr.agents.curvature_layers import CURVATURES, LayerError
+from acktr.kfac.errors import APPROXIMATIONS, BlockError
 
 NAMES = {"kfac": "K-FAC", "ekfac": "EKFAC", "kfoc": "K-FOC", "ekfoc": "EKFOC", "diagonal": "diagonal"}
 """Of the curvatures, as people write them."""
@@ -172,7 +172,7 @@ def _mark_blocks(
         )
 
 
-def errors_picture(errors: Mapping[str, Mapping[str, Sequence[LayerError]]], title: str, output: Path) -> None:
+def errors_picture(errors: Mapping[str, Mapping[str, Sequence[BlockError]]], title: str, output: Path) -> None:
     """Draw the relative errors of all curvatures as bars, layer by layer, a panel for each network.
 
     Args:
@@ -188,10 +188,10 @@ def errors_picture(errors: Mapping[str, Mapping[str, Sequence[LayerError]]], tit
     figure = Figure(figsize=(max(6.5, 1.35 * most + 1.5), 3.4 * len(groups) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-    width = 0.8 / len(CURVATURES)
+    width = 0.8 / len(APPROXIMATIONS)
     for axis, (network, found) in zip(axes, groups.items(), strict=True):
-        for number, curvature in enumerate(CURVATURES):
-            at = np.arange(len(found)) + (number - (len(CURVATURES) - 1) / 2) * width
+        for number, curvature in enumerate(APPROXIMATIONS):
+            at = np.arange(len(found)) + (number - (len(APPROXIMATIONS) - 1) / 2) * width
             values = np.array([group.get(curvature, math.nan) for group in found.values()])
             axis.bar(at, np.minimum(np.nan_to_num(values), _TALLEST), width * 0.92, label=NAMES[curvature])
             for x, value in zip(at, values, strict=True):
@@ -205,11 +205,13 @@ def errors_picture(errors: Mapping[str, Mapping[str, Sequence[LayerError]]], tit
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
     figure.suptitle(f"Distance of each curvature from the exact block: {title}", fontsize=11)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(CURVATURES), fontsize=8)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(APPROXIMATIONS), fontsize=8
+    )
     figure.savefig(output, dpi=_DPI)
 
 
-def _groups(layers: Mapping[str, Sequence[LayerError]]) -> dict[str, dict[str, float]]:
+def _groups(layers: Mapping[str, Sequence[BlockError]]) -> dict[str, dict[str, float]]:
     """Errors by curvature, for each layer and each way to factor it; those that are not numbers are left out."""
     groups: dict[str, dict[str, float]] = {}
     for layer, found in layers.items():

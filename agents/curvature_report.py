@@ -17,8 +17,8 @@ from rich.table import Table
 from torch import nn
 
 from acktr.agents.curvature_assumptions import Assumptions, assumptions_of
+from acktr.agents.curvature_capture import Captured
 from acktr.agents.curvature_dense import Dense, choose_parts, dense_fisher, inverses, relative_error
-from acktr.agents.curvature_layers import CURVATURES, Captured, LayerError, layer_errors
 from acktr.agents.curvature_pictures import (
     NAMES,
     autocorrelation_picture,
@@ -42,6 +42,7 @@ from acktr.agents.policy import ActorCritic
 from acktr.agents.policy_files import load_policy
 from acktr.agents.runs import make_environment, set_threads
 from acktr.errors import UserError
+from acktr.kfac.errors import APPROXIMATIONS, BlockError, weight_errors
 
 FORMAT = 1
 """Version of the object that `curvature_file` returns."""
@@ -177,8 +178,8 @@ class _Looked:
         self.inverses = inverses(self.dense, network.damping, network.chain)
         self.assumptions: dict[str, Assumptions] = assumptions_of(network, exact)
         captured = exact if kind == "exact" else Captured(network, kind)
-        self.errors: dict[str, list[LayerError]] = {
-            name: layer_errors(batch) for name, batch in captured.batches(network.layers)
+        self.errors: dict[str, list[BlockError]] = {
+            name: weight_errors(batch, ("expand", "reduce")) for name, batch in captured.batches(network.layers)
         }
 
     def draw(self, folder: Path, scene: str, *, alone: bool) -> list[str]:
@@ -244,7 +245,7 @@ def report(result: Mapping[str, Any], width: int) -> str:
             title=f"{network['name']}: |F\u0302 - F| / |F| by layer", box=None, pad_edge=False, title_justify="left"
         )
         errors.add_column("layer", no_wrap=True)
-        for curvature in CURVATURES:
+        for curvature in APPROXIMATIONS:
             errors.add_column(NAMES[curvature], justify="right")
         for layer in network["layers"]:
             for kind in dict.fromkeys(error["conv_factors"] for error in layer["errors"]):
@@ -305,8 +306,9 @@ def _assumed(found: Assumptions) -> Row:
     return {name: getattr(found, name) for name in ("positions", *_FIGURES)}
 
 
-def _error(error: LayerError) -> Row:
+def _error(error: BlockError) -> Row:
     values = dataclasses.asdict(error)
+    del values["layer"]
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 

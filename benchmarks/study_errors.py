@@ -4,17 +4,16 @@
 
 The network is trained with Adam (lr 0.003, batches of the task) and looked at before the first, after a tenth of and
 after all iterations. Statistics and exact blocks are of the same fixed examples: for the digits with all columns of the
-output Fisher; for the frames, whose 784 columns are too many, with draws, a hundred thousand parameters a layer then
-being compared with the block of those draws. `full` is the exact block itself and appears, as a check, where a layer
-has at most 5,000 parameters. For convolutions each method is there with expanded and with reduced factors.
+output Fisher; for the frames, whose 441 columns are too many, with draws, the block of those draws then being the exact
+one. `full` is that block itself and has no error. For convolutions each method is there with expanded and with reduced
+factors.
 """
 
 import argparse
-import contextlib
 import csv
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +24,7 @@ from torch import nn
 
 from acktr.kfac import Metric, block_errors
 from acktr.kfac.metrics import FisherKind
-
-CURVATURES = ("kfac", "ekfac", "kfoc", "ekfoc", "diagonal")
-LARGEST_FULL = 5000
+from acktr.kfac.statistics import FactorKind
 
 EXAMPLES: dict[str, tuple[int, FisherKind]] = {
     "digits-autoencoder": (100, "exact"),
@@ -68,7 +65,7 @@ def main() -> None:
         stages = {
             stage: {
                 method: {row.layer: row.relative for row in rows if (row.stage, row.method) == (stage, method)}
-                for method in dict.fromkeys(row.method for row in rows if row.method != "full")
+                for method in dict.fromkeys(row.method for row in rows)
             }
             for stage in dict.fromkeys(row.stage for row in rows)
         }
@@ -103,32 +100,16 @@ def compare(task: Task, model: nn.Module, stage: str) -> list[Row]:
         return task.metric(model(inputs), kind, torch.Generator().manual_seed(0))
 
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    sizes = {name: layer.weight.numel() + len(layer.weight) for name, layer in layers.items()}
     convolutions = any(isinstance(layer, nn.Conv2d) for layer in layers.values())
+    factors: list[FactorKind] = ["expand", "reduce"] if convolutions else ["expand"]
     rows = []
-    for factors in ("expand", "reduce") if convolutions else ("expand",):
-        errors = block_errors(model, forward, curvatures=CURVATURES, conv_factors=factors)
-        if factors == "reduce":
-            errors = [error for error in errors if error.curvature != "diagonal"]
-        else:
-            with frozen([layer for name, layer in layers.items() if sizes[name] > LARGEST_FULL]):
-                errors += block_errors(model, forward, curvatures=("full",))
-        for error in errors:
-            layer = layers[error.layer]
-            shape = " x ".join(str(size) for size in layer.weight.shape)
-            method = error.curvature if factors == "expand" else f"{error.curvature} (reduce)"
-            rows.append(Row(task.name, stage, error.layer, shape, method, error.relative, error.trace))
+    for error in block_errors(model, forward, conv_factors=factors):
+        if (error.conv_factors, error.curvature) == ("reduce", "diagonal"):
+            continue  # the same as with "expand"
+        shape = " x ".join(str(size) for size in layers[error.layer].weight.shape)
+        method = error.curvature if error.conv_factors == "expand" else f"{error.curvature} (reduce)"
+        rows.append(Row(task.name, stage, error.layer, shape, method, error.relative, error.trace))
     return rows
-
-
-@contextlib.contextmanager
-def frozen(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Without these layers, which have no block then."""
-    for layer in layers:
-        layer.requires_grad_(False)
-    yield
-    for layer in layers:
-        layer.requires_grad_(True)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

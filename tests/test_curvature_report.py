@@ -1,6 +1,7 @@
 """`acktr curvature`: matrices and errors against autograd, correlations of known fields, files and error messages."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.distributions import Categorical
 import acktr
 from acktr.agents import checkpoint, curvature_dense, curvature_report, curvature_states
 from acktr.agents.curvature_assumptions import Autocorrelation, assumptions_of, correlation
+from acktr.agents.curvature_capture import Captured
 from acktr.agents.curvature_dense import (
     block_averages,
     choose_parts,
@@ -27,7 +29,6 @@ from acktr.agents.curvature_dense import (
     inverses,
     tridiagonal_inverse,
 )
-from acktr.agents.curvature_layers import CURVATURES, Captured, block_size, layer_errors
 from acktr.agents.curvature_report import check_size, curvature_file, report
 from acktr.agents.curvature_states import FisherKind, Network, networks_of, value_sigma, visited_states
 from acktr.agents.policy import ActorCritic
@@ -36,6 +37,7 @@ from acktr.cli import main
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
 from acktr.kfac import KFAC, Fisher, GaussNewton, Metric, block_errors
+from acktr.kfac.errors import APPROXIMATIONS, block_size, weight_errors
 from acktr.kfac.layers import AFFINE_TYPES, Affine
 from acktr.kfac.units import WeightUnit
 
@@ -277,33 +279,24 @@ def test_as_many_units_are_taken_as_fit(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("kind", ["exact", "sampled"])
 @pytest.mark.parametrize("name", ["joint", "policy-of-two-heads", "convolutional"])
-def test_errors_are_those_of_the_core(name: str, kind: FisherKind) -> None:
+def test_batches_of_named_layers_are_those_of_a_whole_model(name: str, kind: FisherKind) -> None:
     network = ALL_NETWORKS[name]()
     model = nn.ModuleList(network.layers.values())
-    for number, (_, batch) in enumerate(Captured(network, kind).batches(network.layers)):
-        found = {(error.curvature, error.conv_factors): error for error in layer_errors(batch)}
-        several = batch.positions > 1
-        assert len(found) == len(CURVATURES) * (2 if several else 1)
-        for conv_factors in ("expand", "reduce") if several else ("expand",):
-            expected = block_errors(model, lambda: network.metric(kind), conv_factors=conv_factors)  # type: ignore[arg-type]
-            for error in expected:
-                if error.layer == str(number):
-                    own = found[error.curvature, conv_factors]
-                    # K-FOC is the end of an iteration, and 0 the root of a rounding error
-                    near = 1e-4 if error.curvature in ("kfoc", "ekfoc") else 1e-7
-                    if conv_factors == "reduce" and error.curvature in ("ekfac", "ekfoc"):
-                        near = 0.01  # few means span no basis: rounding chooses the rest of it
-                    assert own.relative == pytest.approx(error.relative, rel=near, abs=1e-6)
-                    assert own.trace == pytest.approx(error.trace, rel=near)
+    expected = block_errors(model, lambda: network.metric(kind), conv_factors=["expand", "reduce"])
+    found = [
+        dataclasses.replace(error, layer=str(number))
+        for number, (_, batch) in enumerate(Captured(network, kind).batches(network.layers))
+        for error in weight_errors(batch, ["expand", "reduce"])
+    ]
+    assert found == expected
 
 
 def test_the_size_of_a_block_is_that_of_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces too: gradients come a few examples at a time, and inner products in rows."""
-    from acktr.agents import curvature_layers
-    from acktr.kfac import statistics
+    from acktr.kfac import errors, statistics
 
     monkeypatch.setattr(statistics, "_CHUNK_ELEMENTS", 600)
-    monkeypatch.setattr(curvature_layers, "_ROWS", 4)
+    monkeypatch.setattr(errors, "_ROWS", 4)
     network = small_convolutional()
     start = 0
     whole = autograd_matrix(network)
@@ -605,7 +598,7 @@ def test_json_is_one_object_and_the_files_are_there(
     assert {Path(file).name for file in result["files"]} == names
     assert all(colours(out / name) > 100 for name in pictures)
     rows = list(csv.DictReader((out / "errors.csv").open()))
-    assert len(rows) == 4 * len(CURVATURES)
+    assert len(rows) == 4 * len(APPROXIMATIONS)
     first = result["networks"][0]["layers"][0]["errors"][0]
     assert float(rows[0]["relative"]) == pytest.approx(first["relative"], rel=1e-5)
     assert (rows[0]["layer"], rows[0]["curvature"]) == ("torso.1", "kfac")

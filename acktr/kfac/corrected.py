@@ -11,7 +11,7 @@ from torch import Tensor
 from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.blocks import Damping, Missing, RefreshReport, copy_to, divided
 from acktr.kfac.factors import Factors
-from acktr.kfac.kronecker import DampingMode, factored_damping, kronecker_products, size_of_products
+from acktr.kfac.kronecker import DampingMode, factored_damping, kronecker_products
 from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
 from acktr.kfac.solvers import eigenbasis
@@ -117,14 +117,6 @@ class CorrectedBlock:
             return kronecker_products(self.outputs.value, self.inputs.value)
         basis = kronecker_products(self._left, self._right)
         return (basis * self.scales.value.flatten()) @ basis.T
-
-    def size(self) -> tuple[Tensor, Tensor]:
-        """Squared Frobenius norm and trace, 0-d."""
-        if self.inputs.value is None or self.outputs.value is None:
-            raise RuntimeError("no statistics yet: call update_statistics first")
-        if self._left is None or self.scales.value is None:
-            return size_of_products(self.outputs.value, self.inputs.value)
-        return self.scales.value.square().sum(), self.scales.value.sum()
 
     def state_dict(self) -> dict[str, Any]:
         """The factors, R with its mass, the basis in use and the damping that it was made with."""

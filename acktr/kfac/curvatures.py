@@ -37,10 +37,6 @@ class WeightBlock(Block, Protocol):
         """Add a batch."""
         ...
 
-    def size(self) -> tuple[Tensor, Tensor]:
-        """Squared Frobenius norm and trace of the running estimate, 0-d."""
-        ...
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockChoice:

@@ -100,12 +100,6 @@ class KroneckerBlock:
             raise RuntimeError("no statistics yet: call update_statistics first")
         return kronecker_products(self.outputs.value, self.inputs.value)
 
-    def size(self) -> tuple[Tensor, Tensor]:
-        """Squared Frobenius norm and trace of A ⊗ G, 0-d."""
-        if self.inputs.value is None or self.outputs.value is None:
-            raise RuntimeError("no statistics yet: call update_statistics first")
-        return size_of_products(self.outputs.value, self.inputs.value)
-
     def state_dict(self) -> dict[str, Any]:
         """Both factors with their masses, and the inverses in use, which are older than the factors."""
         return {

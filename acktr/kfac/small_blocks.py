@@ -73,11 +73,6 @@ class FullBlock:
             raise RuntimeError("no statistics yet: call update_statistics first")
         return self.moment.value[0]
 
-    def size(self) -> tuple[Tensor, Tensor]:
-        """Squared Frobenius norm and trace, 0-d."""
-        dense = self.to_dense()
-        return dense.square().sum(), dense.trace()
-
     def state_dict(self) -> dict[str, Any]:
         """The running block and the inverse in use."""
         return {"moment": self.moment.state_dict(), "inverse": self._inverse}
@@ -126,12 +121,6 @@ class DiagonalBlock:
         if self.moment.value is None:
             raise RuntimeError("no statistics yet: call update_statistics first")
         return torch.diag(self.moment.value.flatten())
-
-    def size(self) -> tuple[Tensor, Tensor]:
-        """Squared Frobenius norm and trace, 0-d."""
-        if self.moment.value is None:
-            raise RuntimeError("no statistics yet: call update_statistics first")
-        return self.moment.value.square().sum(), self.moment.value.sum()
 
     def state_dict(self) -> dict[str, Any]:
         """The running diagonal."""

@@ -64,7 +64,7 @@ class Learner:
         rejected: steps that the line search took back whole.
 
     Raises:
-        ValueError: a layer too wide to factor.
+        ValueError: a layer too wide to factor, or a damping of 0 that is to be controlled.
     """
 
     def __init__(
@@ -89,6 +89,13 @@ class Learner:
         like = torch.zeros((), device=next(policy.parameters()).device)
         self._step_control = StepControl(like)
         self._damping_control = DampingControl(like)
+        if settings.damping_control == "kl-ratio" and region.damping == 0:
+            raise ValueError(
+                f"damping_control 'kl-ratio' multiplies the damping, and that of the {' and '.join(heads)} is 0: set "
+                "a damping above 0, or damping_control 'none'"
+            )
+        # of the objective, which no control may change
+        self._prior_damping = self.optimizer.objective.damping if isinstance(self.optimizer, NoisyKFAC) else 0.0
 
     def step(self, batch: Batch, scale: ValueScale, *, progress: float, shown: bool) -> dict[str, Tensor]:
         """Learn from one batch.
@@ -128,7 +135,16 @@ class Learner:
             figures |= {"kl_measured": moved.policy + moved.value, "kl_policy": moved.policy}
             figures["kl_predicted"] = optimizer.kl_predicted
         if policies:
-            figures["trust_region_scale"] = optimizer.scale
+            figures |= {"trust_region_scale": optimizer.scale, **self._adapted(shown=shown)}
+        return figures
+
+    def _adapted(self, *, shown: bool) -> dict[str, Tensor]:
+        """What follows the training by itself: a damping under control, a posterior's distance from its prior."""
+        figures: dict[str, Tensor] = {}
+        if self.settings.damping_control == "kl-ratio":
+            figures["damping"] = self.region.damping * self._damping_control.factor
+        if shown and isinstance(self.optimizer, NoisyKFAC):
+            figures["kl_to_prior"] = self.optimizer.kl_to_prior()
         return figures
 
     def exploring(self) -> contextlib.AbstractContextManager[None]:
@@ -151,7 +167,7 @@ class Learner:
             if self._desired_kl(progress) is not None:
                 group["lr"] = group["lr"] * self._step_control.factor
             if settings.damping_control == "kl-ratio":
-                group["damping"] = region.damping * self._damping_control.factor
+                group["damping"] = self._prior_damping + region.damping * self._damping_control.factor
 
     def _radius(self, radius: float, progress: float) -> float | None:
         """A trust region's radius under its schedule, None for a setting of 0.

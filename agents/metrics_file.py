@@ -32,6 +32,8 @@ COLUMNS: tuple[str, ...] = (
     "stale_inverses",
     "skipped_batches",
     "rejected_steps",
+    "damping",
+    "kl_to_prior",
 )
 """Columns of metrics.csv. Others read them by name: new ones are only ever appended."""
 

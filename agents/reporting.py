@@ -44,6 +44,8 @@ _TAGS = {
     "stale_inverses": "optimizer",
     "skipped_batches": "optimizer",
     "rejected_steps": "optimizer",
+    "damping": "optimizer",
+    "kl_to_prior": "policy",
     "updates": "time",
     "wall_time": "time",
     "steps_per_second": "time",

@@ -101,9 +101,9 @@ def test_a_torso_that_is_no_chain_is_refused_before_any_training_step() -> None:
     ("flags", "reason"),
     [
         (["--curvature", "full", "--hidden-sizes", "100", "100"], "has 10100 parameters, and curvature 'full' keeps"),
-        (["--structure", "block-tridiagonal", "--curvature", "ekfac"], "is one of curvature 'kfac', not of 'ekfac'"),
+        (["--structure", "block-tridiagonal", "--curvature", "ekfac"], "needs curvature 'kfac', got 'ekfac'"),
         (["--structure", "block-tridiagonal", "--exploration", "noisy-kfac"], "needs the structure 'block-diagonal'"),
-        (["--structure", "block-tridiagonal", "--damping-mode", "exact"], "knows damping_mode 'factored' alone"),
+        (["--structure", "block-tridiagonal", "--damping-mode", "exact"], "needs damping_mode 'factored', got 'exact'"),
     ],
 )
 def test_settings_that_exclude_each_other_are_one_line_and_exit_code_2(

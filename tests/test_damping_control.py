@@ -1,17 +1,20 @@
 """Damping follows the ratio of measured and predicted KL."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from gymnasium.spaces import Discrete
 from gymnasium.spaces.box import Box
+from torch import Tensor
 
 from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.damping_control import MAX_FACTOR, MIN_FACTOR, DampingControl
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
+from acktr.errors import UserError
 from acktr.kfac import Fisher
 
 
@@ -63,7 +66,7 @@ def updater(**changes: Any) -> ACKTRUpdater:
     return ACKTRUpdater(policy, settings, torch.Generator().manual_seed(0))
 
 
-def update(acktr: ACKTRUpdater, *, times: int, seed: int = 1) -> None:
+def update(acktr: ACKTRUpdater, *, times: int, seed: int = 1) -> Mapping[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(times):
         batch = Batch(
@@ -75,7 +78,8 @@ def update(acktr: ACKTRUpdater, *, times: int, seed: int = 1) -> None:
             valid_rows=64,
             num_envs=4,
         )
-        acktr.update(batch, progress=0.0)
+        found = acktr.update(batch, progress=0.0).figures
+    return found
 
 
 def damping_of(acktr: ACKTRUpdater) -> float:
@@ -114,3 +118,30 @@ def test_a_loaded_state_goes_on_with_the_same_lambda() -> None:
     for acktr in (one, other):
         update(acktr, times=2, seed=5)
     assert damping_of(one) == damping_of(other) != 0.01
+
+
+def test_the_damping_of_a_prior_is_not_controlled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to the objective: without it the step is no longer towards the posterior's mean."""
+    original = Fisher.losses
+    monkeypatch.setattr(Fisher, "losses", lambda self: original(self) * 0.01)
+    acktr = updater(exploration="noisy-kfac", noise_examples=100, noise_prior=0.1, damping=1e-3)
+    prior = damping_of(acktr) - 1e-3
+    assert prior == pytest.approx(0.1)
+    update(acktr, times=10)
+    factor = float(acktr.actor._damping_control.factor)
+    assert factor > 1
+    update(acktr, times=1)
+    assert damping_of(acktr) == pytest.approx(prior + 1e-3 * factor)
+
+
+@pytest.mark.parametrize(("options", "heads"), [({"damping": 0.0}, "policy"), ({"critic_damping": 0.0}, "value")])
+def test_no_damping_cannot_be_controlled(options: dict[str, Any], heads: str) -> None:
+    with pytest.raises(UserError, match=f"that of the {heads} is 0: set a damping above 0"):
+        updater(shared_trunk=False, **options)
+
+
+def test_what_the_control_and_the_posterior_do_is_among_the_figures() -> None:
+    acktr = updater(exploration="noisy-kfac", noise_examples=1000, kl_interval=1)
+    found = update(acktr, times=3)
+    assert float(found["damping"]) == pytest.approx(damping_of(acktr) - 1e-3, rel=0.2)
+    assert float(found["kl_to_prior"]) > 0

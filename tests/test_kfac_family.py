@@ -10,7 +10,7 @@ from oracles import fisher_block, relative_error, unit_named
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from acktr.kfac import KFAC, Fisher, Metric, block_errors, moments, optimal_factors
+from acktr.kfac import KFAC, Fisher, GaussNewton, Metric, block_errors, moments, optimal_factors
 from acktr.kfac.corrected import CorrectedBlock
 from acktr.kfac.curvatures import Curvature
 from acktr.kfac.errors import APPROXIMATIONS
@@ -608,3 +608,140 @@ def test_without_damping_the_shift_of_all_logits_is_no_curvature_to_divide_by(
     optimizer = KFAC(model, curvature=curvature, damping=0.0, damping_mode="exact", inverse_interval=1)
     train(model, optimizer, inputs, 4)
     assert all(float(parameter.detach().abs().max()) < 3 for parameter in model.parameters())
+
+
+# --- K-FOC's factors where they would not come back ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", ["running", "approx"])
+@pytest.mark.parametrize("curvature", ["kfoc", "ekfoc"])
+def test_a_first_batch_without_gradient_does_not_keep_kfoc_at_zero(curvature: Curvature, aggregation: Any) -> None:
+    """A head of zeros, as is usual, gives the layers before it no gradient on the first batch."""
+    model, inputs = mlp()
+    head = cast(nn.Linear, cast(nn.Sequential, model)[4])
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = KFAC(model, curvature=curvature, kfoc_aggregation=aggregation, stat_decay=0.9, max_kl=None, lr=0.0)
+    observe(model, optimizer, inputs, None)
+    unit = weight_units(optimizer)[0]
+    assert not unit.block.to_dense().any()
+    nn.init.normal_(head.weight)
+    for _ in range(3):
+        optimizer.step()
+        metric = observe(model, optimizer, inputs, None)
+    optimizer.refresh()
+    observe(model, optimizer, inputs, None)
+    # the old batch still weighs in the average, so that the trace is short of the exact one
+    assert float(unit.block.to_dense().trace()) > 0.1 * float(fisher_block(unit, metric.losses()).trace())
+
+
+def test_inputs_that_no_earlier_batch_had_enter_kfoc() -> None:
+    model = nn.Linear(4, 3, bias=False)
+    optimizer = KFAC(model, curvature="kfoc", stat_decay=0.5, max_kl=None, lr=0.0)
+    states = torch.eye(4)
+    for number in range(20):
+        observe(model, optimizer, states[[0, 1] * 8 if number == 0 else [2, 3] * 8], None)
+        optimizer.step()
+    unit = weight_units(optimizer)[0]
+    diagonal = cast(Tensor, unit.block.factors.inputs.value)[0].diagonal()  # type: ignore[attr-defined]
+    assert float(diagonal[:2].max()) < 1e-3 * float(diagonal[2:].min())
+
+
+@pytest.mark.parametrize("size", [1e-10, 1e-3, 1e4, 1e9, 1e15])
+def test_the_nearest_to_two_products_keeps_its_digits_in_single_precision(size: float) -> None:
+    """Squares of a block's norm leave the range of float32 from 1e9 on."""
+    pairs = []
+    for _ in range(2):
+        roots = torch.randn(1, 5, 5), torch.randn(1, 3, 3)
+        A, G = (root @ root.mT for root in roots)
+        pairs.append((A, G * size))
+    exact = nearest_to_two(*pairs)
+    found = nearest_to_two(*((A.float(), G.float()) for A, G in pairs))
+    expected = torch.kron(exact[1][0], exact[0][0])
+    assert relative_error(torch.kron(found[1][0].double(), found[0][0].double()), expected) < 1e-6
+
+
+def test_a_batch_whose_product_leaves_single_precision_leaves_the_running_one() -> None:
+    model = nn.Linear(3, 2).float()
+    optimizer = KFAC(model, curvature="kfoc", max_kl=None, lr=0.0)
+    states = []
+    for size in (1.0, 1e25, 1e15):
+        with optimizer.capture():
+            values = model(size * torch.randn(10, 3, dtype=torch.float32))
+        optimizer.update_statistics(GaussNewton(values=values, kind="exact"))
+        states.append(copy.deepcopy(weight_units(optimizer)[0].block.state_dict()))
+    for side in ("inputs", "outputs"):
+        assert torch.equal(states[0][side]["value"], states[1][side]["value"])
+        assert torch.equal(states[0][side]["mass"], states[1][side]["mass"])
+        assert torch.isfinite(states[2][side]["value"]).all()
+        assert float(states[2][side]["mass"]) > float(states[1][side]["mass"])
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_block_errors_refuses_what_it_would_misread() -> None:
+    model, inputs = mlp()
+
+    def forward() -> Metric:
+        return Fisher(distribution=Categorical(logits=model(inputs)), kind="exact")
+
+    assert block_errors(model, forward) == block_errors(model, forward, conv_factors=("expand",))
+    with pytest.raises(ValueError, match="conv_factors takes one of expand, reduce, got 'both'"):
+        block_errors(model, forward, conv_factors="both")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"a metric is wanted.*got Tensor"):
+        block_errors(model, lambda: model(inputs))
+
+
+def test_statistics_of_what_is_no_metric_are_refused_by_name() -> None:
+    model, inputs = mlp()
+    optimizer = KFAC(model)
+    with optimizer.capture():
+        logits = model(inputs)
+    with pytest.raises(TypeError, match=r"a metric is wanted, such as Fisher\(distribution=...\), got Tensor"):
+        optimizer.update_statistics(logits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, 1.5, True, "2"])
+@pytest.mark.parametrize("name", ["kfoc_steps", "inverse_interval", "stat_interval", "position_stride"])
+def test_counts_are_whole_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} takes a whole number of at least 1, got {value!r}"):
+        KFAC(nn.Linear(2, 2), **{name: value})
+
+
+# --- the trust region ------------------------------------------------------------------------------------------------
+
+
+def test_a_predicted_kl_is_never_negative_and_so_never_lifts_the_trust_region() -> None:
+    """In single precision sᵀFs of inputs of a million came out as -5e3, which let a step of length 86 pass."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).float()
+    optimizer = KFAC(model, damping_mode="exact", damping=1e-6, lr=0.1, max_kl=1e-3, inverse_interval=3)
+    for _ in range(25):
+        inputs = 1e6 * torch.randn(32, 8, dtype=torch.float32)
+        with optimizer.capture():
+            logits = model(inputs)
+        optimizer.update_statistics(Fisher(distribution=Categorical(logits=logits), kind="exact"))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(logits, (inputs.sum(1) > 0).long()).backward()
+        optimizer.step()
+        assert 0 <= float(optimizer.kl_predicted) <= 1.001e-3
+
+
+def test_a_state_saved_between_two_parts_of_a_batch_goes_on_to_the_bit() -> None:
+    def trained(*, saved: bool) -> Tensor:
+        torch.manual_seed(0)
+        model, parts = nn.Linear(4, 3), torch.randn(6, 8, 4)
+        optimizer = KFAC(model, stat_decay=0.9)
+        for number in range(6):
+            observe(model, optimizer, parts[number], None)
+            model(parts[number]).square().sum().backward()
+            if saved and number == 2:
+                state = optimizer.state_dict()
+                optimizer = KFAC(model, stat_decay=0.9)
+                optimizer.load_state_dict(state)
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+        return model.weight.detach()
+
+    assert torch.equal(trained(saved=True), trained(saved=False))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional
 
-from acktr.kfac import KFAC, Fisher, GaussNewton, LevenbergMarquardt, Metric
+from acktr.kfac import KFAC, Fisher, GaussNewton, LevenbergMarquardt, Metric, NoisyKFAC
 from acktr.kfac.quadratic import QuadraticModel, combined, fisher_products, inner_products
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -243,3 +243,58 @@ def test_settings_out_of_range_are_refused(options: Any) -> None:
     model = classifier()[0]
     with pytest.raises(ValueError, match=next(iter(options))):
         LevenbergMarquardt(model, KFAC(model), **options)
+
+
+@pytest.mark.parametrize("interval", [1, 5])
+def test_a_batch_that_is_not_finite_moves_nothing_and_leaves_lambda_and_momentum(interval: int) -> None:
+    model, inputs, _ = classifier()
+    targets = torch.sin(inputs @ torch.randn(3, 4))
+    steps = LevenbergMarquardt(model, KFAC(model, max_kl=None), damping_interval=interval)
+    for _ in range(2):
+        steps.step(of_regression(model, inputs, targets))
+    before, momentum = flat_parameters(model), copy.deepcopy(steps.state_dict()["previous"])
+    damping = steps.damping
+    report = steps.step(of_regression(model, torch.full_like(inputs, math.nan), targets))
+    assert torch.equal(flat_parameters(model), before)
+    assert report.ratio is None
+    assert steps.damping == damping
+    assert all(torch.equal(part, momentum[name]) for name, part in steps.state_dict()["previous"].items())
+    losses = [float(steps.step(of_regression(model, inputs, targets)).loss) for _ in range(4)]
+    assert losses[-1] < losses[0]
+
+
+def test_lambda_stays_where_the_loss_cannot_fall_any_further() -> None:
+    """Rounding looks like a reduction of 0 there: λ rose to 1e21 in a thousand steps, and nothing was learnt after."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    inputs = torch.randn(50, 4)
+    targets = inputs @ torch.randn(4, 2) + 0.3 * torch.randn(50, 2)
+    steps = LevenbergMarquardt(model, KFAC(model, max_kl=None), damping_interval=1)
+    for _ in range(200):
+        steps.step(of_regression(model, inputs, targets))
+    assert steps.damping < 2
+    for _ in range(50):
+        report = steps.step(of_regression(model, inputs, targets + 3))
+    best = torch.linalg.lstsq(torch.cat((inputs, torch.ones(50, 1)), 1), targets + 3).solution
+    remaining = targets + 3 - torch.cat((inputs, torch.ones(50, 1)), 1) @ best
+    assert float(report.loss) == pytest.approx(float(remaining.square().sum(1).mean()) / 2, rel=1e-3)
+
+
+def test_normalisation_by_the_batch_is_refused_with_the_layer_named_and_taken_in_eval_mode() -> None:
+    model, inputs, labels = classifier()
+    model = nn.Sequential(model[0], nn.BatchNorm1d(6), model[2])  # type: ignore[index]
+    steps = LevenbergMarquardt(model, KFAC(model, max_kl=None))
+    with pytest.raises(ValueError, match=r"layer 1 normalises by the batch.*eval\(\).*LayerNorm"):
+        steps.step(of_classifier(model, inputs, labels))
+    model[1].eval()
+    steps.step(of_classifier(model, inputs, labels))
+
+
+def test_optimizers_that_do_not_fit_are_refused() -> None:
+    model, _, _ = classifier()
+    with pytest.raises(TypeError, match="takes a KFAC of the model, got SGD"):
+        LevenbergMarquardt(model, torch.optim.SGD(model.parameters()))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got NoisyKFAC"):
+        LevenbergMarquardt(model, NoisyKFAC(model, examples=10))
+    with pytest.raises(ValueError, match="other parameters than the model"):
+        LevenbergMarquardt(model, KFAC(nn.Linear(2, 2)))

@@ -37,6 +37,7 @@ def test_batches_grow_exponentially_to_the_full_size_and_stay() -> None:
     assert (sizes[0], sizes[25], sizes[50], sizes[79]) == (100, 1000, 10_000, 10_000)
     assert sizes == sorted(sizes)
     assert batch_size(3, first=7, full=7) == 7
+    assert batch_size(10**9, first=100, full=10_000) == 10_000  # the growth alone would leave the range of numbers
 
 
 @pytest.mark.parametrize("options", [{"first": 0}, {"full": 5}, {"reached": 0}, {"step": -1}])

@@ -299,6 +299,56 @@ def test_an_empty_batch_and_one_that_is_not_finite_change_no_byte() -> None:
             assert torch.equal(one, two)
 
 
+def test_between_two_refreshes_the_trust_region_knows_the_newest_factors() -> None:
+    """F̂ of the factors that were decomposed let steps of 70 times the KL pass."""
+    model, inputs, metric = policy_and_value()
+    optimizer = observed(model, inputs, metric, stat_decay=0.0, inverse_interval=1000, lr=0.0)
+    optimizer.refresh()
+    _, block = chain_of(optimizer)
+    before = block.to_dense()
+    optimizer.steps += 1
+    with optimizer.capture():
+        outputs = model(3 * inputs)
+    optimizer.update_statistics(metric(outputs))
+    after, factors = block.to_dense(), block.factors()
+    rows, columns = block.shapes[0]
+    part = slice(0, rows * columns)
+    torch.testing.assert_close(after[part, part], torch.kron(factors.outputs[0][0], factors.inputs[0][0]))
+    assert float(after[part, part].trace()) > 2 * float(before[part, part].trace())
+
+
+def test_a_batch_that_reaches_one_head_of_a_link_leaves_the_other_s_gradients_at_zero() -> None:
+    for reached in ("policy", "value"):
+        model, inputs, metric = policy_and_value()
+        optimizer = observed(model, inputs, metric, stat_decay=0.0)
+        optimizer.steps += 1
+        with optimizer.capture():
+            policy, value = model(inputs)
+        distribution = Categorical(logits=policy, validate_args=False)
+        part: Metric = Fisher(distribution=distribution, kind="exact")
+        optimizer.update_statistics(part if reached == "policy" else GaussNewton(values=value, kind="exact"))
+        _, block = chain_of(optimizer)
+        last = block.factors().outputs[-1][0].diagonal()  # the value's row first, as the model declares them
+        assert (last > 0).tolist() == (
+            [False, True, True, True] if reached == "policy" else [True, False, False, False]
+        )
+
+
+def test_a_layer_that_a_later_batch_leaves_out_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    optimizer = KFAC(model, structure="block-tridiagonal")
+
+    def observe() -> None:
+        with optimizer.capture():
+            logits = model(torch.randn(8, 4))
+        optimizer.update_statistics(Fisher(distribution=Categorical(logits=logits)))
+
+    observe()
+    model[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="the metric's losses do not reach layer 0"):
+        observe()
+
+
 # --- what is no chain ----------------------------------------------------------------------------------------------
 
 
@@ -370,8 +420,8 @@ def test_what_is_no_chain_is_refused_before_any_step_with_the_layer_named(model:
     ("model", "options", "reason"),
     [
         (lambda: nn.Conv2d(2, 2, 1, groups=2), {}, "is a grouped convolution"),
-        (lambda: nn.Linear(2, 2), {"curvature": "ekfac"}, "one of curvature 'kfac', not of 'ekfac'"),
-        (lambda: nn.Linear(2, 2), {"damping_mode": "exact"}, "knows damping_mode 'factored' alone"),
+        (lambda: nn.Linear(2, 2), {"curvature": "ekfac"}, "needs curvature 'kfac', got 'ekfac'"),
+        (lambda: nn.Linear(2, 2), {"damping_mode": "exact"}, "needs damping_mode 'factored', got 'exact'"),
     ],
 )
 def test_what_the_structure_cannot_do_is_refused_at_once(model: Any, options: Any, reason: str) -> None:

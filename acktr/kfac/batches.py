@@ -9,7 +9,7 @@ from torch.profiler import record_function
 from acktr.kfac.averages import Share
 from acktr.kfac.capture import Call, backward_passes, calls_of
 from acktr.kfac.chains import ChainUnit
-from acktr.kfac.metrics import Metric
+from acktr.kfac.metrics import Metric, checked
 from acktr.kfac.statistics import Thinning
 from acktr.kfac.units import ModuleUnit, StandaloneUnit, Unit, WeightUnit
 
@@ -37,10 +37,11 @@ def add_batch(
         Whether there was anything to add: a metric of no rows has nothing to say.
 
     Raises:
+        TypeError: it is no metric.
         RuntimeError: the metric does not come from what was captured.
         ValueError: a layer was called without an axis of examples.
     """
-    losses = metric.losses()
+    losses = checked(metric).losses()
     if losses.shape[1] == 0:
         return False
     with record_function("kfac::sampled_backward"):

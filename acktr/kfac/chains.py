@@ -73,7 +73,7 @@ class ChainUnit(Unit):
             examples: N of the metric's losses.
 
         Raises:
-            ValueError: the layers form no chain; the message says where.
+            ValueError: the layers form no chain, or a link of it is not reached; the message says where.
         """
         own = [self._by_layer(gradients) for gradients in passes]
         calls = {index: call for found in own for index, (call, _) in found.items()}
@@ -96,8 +96,12 @@ class ChainUnit(Unit):
                 dtype=statistics_dtype(layer.parameters[0]),
             )
 
+        missing = [self.layers[link[0]].name for link in self.block.order if not set(link) & set(calls)]
+        if missing:
+            raise ValueError(_no_chain(f"the metric's losses do not reach layer {', '.join(missing)}"))
         first = {index: next(found[index] for found in own if index in found) for index in calls}
-        inputs = [batch(link[0], first[link[0]]).mean_inputs() for link in self.block.order]
+        reached = [next(index for index in link if index in first) for link in self.block.order]  # heads share inputs
+        inputs = [batch(index, first[index]).mean_inputs() for index in reached]
         gradients = []
         for link in self.block.order:
             rows = []

@@ -1,7 +1,8 @@
 """Arguments of a caller, checked: what each takes, said in one line."""
 
+import operator
 from collections.abc import Iterable
-from typing import get_args
+from typing import SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,16 @@ def check_range(name: str, value: float, low: float, high: float | None, *, high
     if not fits:
         bound = "" if high is None else f" and {'below' if high_open else 'at most'} {high:g}"
         raise ValueError(f"{name} takes a number of at least {low:g}{bound}, got {value}")
+
+
+def check_count(name: str, value: object, low: int) -> None:
+    """Refuse what is no whole number of at least `low`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < low:
+        raise ValueError(f"{name} takes a whole number of at least {low}, got {value!r}")
 
 
 def check_choice(name: str, value: str, choices: object) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from acktr.kfac.averages import Share
 from acktr.kfac.blocks import Block
-from acktr.kfac.checks import check_choice, check_range
+from acktr.kfac.checks import check_choice, check_count
 from acktr.kfac.corrected import CorrectedBlock
 from acktr.kfac.factors import Factors, MomentFactors
 from acktr.kfac.kronecker import DampingMode, KroneckerBlock
@@ -56,13 +56,15 @@ class BlockChoice:
         check_choice("conv_factors", self.conv_factors, FactorKind)
         check_choice("curvature", self.curvature, Curvature)
         check_choice("structure", self.structure, Structure)
-        check_range("kfoc_steps", self.kfoc_steps, 1, None)
+        check_count("kfoc_steps", self.kfoc_steps, 1)
         check_choice("kfoc_aggregation", self.kfoc_aggregation, Aggregation)
         if self.structure == "block-tridiagonal":
             if self.curvature != "kfac":
-                raise ValueError(f"structure 'block-tridiagonal' is one of curvature 'kfac', not of '{self.curvature}'")
+                raise ValueError(f"structure 'block-tridiagonal' needs curvature 'kfac', got '{self.curvature}'")
             if self.damping_mode != "factored":
-                raise ValueError("structure 'block-tridiagonal' knows damping_mode 'factored' alone: use that")
+                raise ValueError(
+                    f"structure 'block-tridiagonal' needs damping_mode 'factored', got '{self.damping_mode}'"
+                )
 
     def block(self, name: str, shape: tuple[int, int, int], like: Tensor) -> WeightBlock:
         """The block of a layer whose matrix is `shape` (b, o, i), with statistics in the device and dtype of `like`.

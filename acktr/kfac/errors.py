@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.capture import Recorder, backward_passes, calls_of
+from acktr.kfac.checks import check_choice
 from acktr.kfac.curvatures import BlockChoice, Curvature
 from acktr.kfac.kronecker import size_of_products
-from acktr.kfac.metrics import Metric
+from acktr.kfac.metrics import Metric, checked
 from acktr.kfac.moments import Moment, WeightBatch
 from acktr.kfac.optimal_factors import nearest_product
 from acktr.kfac.statistics import EVERY_POSITION, FactorKind
@@ -38,7 +39,7 @@ class BlockError:
 
     Attributes:
         layer: its name in the model.
-        curvature: among `APPROXIMATIONS`.
+        curvature: kfac, ekfac, kfoc, ekfoc or diagonal.
         conv_factors: expand, or reduce.
         relative: `|F̂ - F| / |F|` in Frobenius norm; NaN where the exact block is 0.
         trace: `tr F̂ / tr F`; likewise.
@@ -53,7 +54,7 @@ class BlockError:
 
 @torch.no_grad()
 def block_errors(
-    model: nn.Module, forward: Callable[[], Metric], *, conv_factors: Sequence[FactorKind] = ("expand",)
+    model: nn.Module, forward: Callable[[], Metric], *, conv_factors: FactorKind | Sequence[FactorKind] = "expand"
 ) -> list[BlockError]:
     """Estimate every curvature from one batch, and compare it with the exact blocks of that batch.
 
@@ -62,19 +63,25 @@ def block_errors(
         forward: runs the model on the batch and returns the metric of its outputs; called once, with gradients
             enabled. The exact block is that of the metric's own losses: exact for kind "exact", of the draw for
             "sampled".
-        conv_factors: expand, reduce, or both one after the other.
+        conv_factors: "expand" or "reduce", or `("expand", "reduce")` for one after the other.
 
     Returns:
-        Layer by layer in the order of the model's modules, for each layer as `weight_errors` gives them.
+        Layer by layer in the order of the model's modules; for each of `conv_factors` kfac, ekfac, kfoc, ekfoc and
+        diagonal. "full" is the block itself.
 
     Raises:
+        TypeError: `forward` returns no metric.
+        ValueError: other `conv_factors`.
         RuntimeError: the metric depends on no layer.
     """
+    kinds: Sequence[FactorKind] = (conv_factors,) if isinstance(conv_factors, str) else conv_factors
+    for kind in kinds:
+        check_choice("conv_factors", kind, FactorKind)
     layers = [unit for unit in build_units(model, _ANY_CHOICE)[0] if isinstance(unit, WeightUnit)]
     recorder = Recorder(recorded_modules(layers))
     with torch.enable_grad():
         with recorder.recording():
-            losses = forward().losses()
+            losses = checked(forward()).losses()
         passes = backward_passes(losses, recorder.take())
     found: list[BlockError] = []
     for unit in layers:
@@ -90,7 +97,7 @@ def block_errors(
                 thinning=EVERY_POSITION,
                 dtype=torch.float64,
             )
-            found += weight_errors(exact, conv_factors)
+            found += weight_errors(exact, kinds)
     if not found:
         raise RuntimeError("the metric depends on no layer of the model: build it from a forward pass with gradients")
     return found

@@ -124,6 +124,7 @@ class FisherEstimate:
             "choice": dataclasses.asdict(self.choice),
             "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
             "steps": self.steps,
+            "counted": self.counted,
             "counts": [self.refresh_count, self.retry_count, self.stale_count],
         }
 
@@ -148,5 +149,5 @@ class FisherEstimate:
         for unit in self.units:
             unit.block.load_state_dict(state["blocks"][unit.name])
         self.steps = state["steps"]
-        self.asked, self.counted = True, -1
+        self.asked, self.counted = True, state["counted"]
         self.refresh_count, self.retry_count, self.stale_count = state["counts"]

@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.checks import check_range
+from acktr.kfac.checks import check_count, check_range
 from acktr.kfac.metrics import Metric
+from acktr.kfac.noisy import NoisyKFAC
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.quadratic import Direction, QuadraticModel, combined, fisher_products, inner_products
+
+_ROUNDING = 10
+"""A predicted change of less than so many roundings of the loss cannot be told from none."""
 
 Objective = Callable[[], tuple[Tensor, Metric]]
 """Runs the model on a batch: the mean loss (0-d), with its graph, and the metric of the model's outputs."""
@@ -31,7 +35,7 @@ class StepReport:
         predicted: change of the objective that the quadratic model predicts, 0-d.
         alpha: coefficient of the natural gradient, 0-d; the gradient enters with its minus sign.
         mu: coefficient of the step before, 0-d.
-        ratio: actual change over predicted one, in steps that adapt λ, else None.
+        ratio: actual change over predicted one, in steps that adapt λ and whose batch was finite, else None.
         damping: λ of the quadratic model, after this step.
         factor_damping: γ of the inverses, after this step.
     """
@@ -59,9 +63,13 @@ class LevenbergMarquardt:
     The optimizer gives statistics and inverses; its lr, momentum and max_kl are not used, and its damping is set to γ².
     Rows of the same batch serve the gradient, the statistics and the quadratic model.
 
+    The objective must be deterministic, for it is run several times: no dropout in training mode. The model needs
+    forward-mode derivatives, which torch's recurrent layers lack on CPUs, and normalisation by the batch in eval mode.
+
     Args:
         model: the network.
-        optimizer: of that model, in damping mode "factored" as in the paper, or "exact".
+        optimizer: of that model, in damping mode "factored" as in the paper, or "exact"; no `NoisyKFAC`, whose damping
+            is its prior's.
         damping: λ at the start (1 to 150; the paper has 150 for autoencoders).
         l2: η, penalty `η/2 |θ|²` on the weights, part of the objective (0 to 1e-4).
         momentum: whether the step before enters.
@@ -71,7 +79,8 @@ class LevenbergMarquardt:
         min_damping: below which λ is not lowered.
 
     Raises:
-        ValueError: a setting out of range.
+        TypeError: an optimizer of another kind.
+        ValueError: a setting out of range, or the optimizer of another model.
     """
 
     def __init__(
@@ -87,10 +96,15 @@ class LevenbergMarquardt:
         decay: float = 19 / 20,
         min_damping: float = 1e-8,
     ) -> None:
+        if not isinstance(optimizer, KFAC) or isinstance(optimizer, NoisyKFAC):
+            raise TypeError(f"LevenbergMarquardt takes a KFAC of the model, got {type(optimizer).__name__}")
+        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        if {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} != trained:
+            raise ValueError("the optimizer has other parameters than the model: make it of this model")
         check_range("damping", damping, 0.0, None)
         check_range("l2", l2, 0.0, None)
-        check_range("damping_interval", damping_interval, 1, None)
-        check_range("factor_interval", factor_interval, 1, None)
+        check_count("damping_interval", damping_interval, 1)
+        check_count("factor_interval", factor_interval, 1)
         check_range("decay", decay, 0.0, 1.0, high_open=True)
         check_range("min_damping", min_damping, 0.0, None)
         self.model = model
@@ -113,7 +127,8 @@ class LevenbergMarquardt:
     def step(self, objective: Objective) -> StepReport:
         """Make one step on a batch.
 
-        Where the objective is looked at after the step and is not finite, the step is taken back, and λ rises.
+        Where the objective is looked at after the step and is not finite, the step is taken back, and λ rises. A batch
+        whose loss or gradient is not finite moves nothing.
 
         Args:
             objective: of the batch; called once for the gradient, once for each of two to four directions, and where λ
@@ -130,13 +145,15 @@ class LevenbergMarquardt:
         directions, model = self._proposed(objective)
         coefficients = model.minimiser()
         predicted = model.change(coefficients)
+        usable = torch.isfinite(predicted) & torch.isfinite(before)
         change = combined(coefficients, directions)
         parameters = [parameter.detach().clone() for parameter in self._names]
-        self._move(change)
-        self._previous = change
+        self._move({name: torch.where(usable, part, 0.0) for name, part in change.items()})
+        kept = self._previous or {}
+        self._previous = {name: torch.where(usable, part, kept.get(name, 0.0)) for name, part in change.items()}
         self.steps += 1
         ratio = None
-        if self.steps % self._damping_interval == 0:
+        if self.steps % self._damping_interval == 0 and bool(usable):
             ratio = self._adapt_damping(objective, before, predicted)
             if not math.isfinite(ratio):
                 self._previous = None
@@ -216,7 +233,8 @@ class LevenbergMarquardt:
             after = self._with_penalty(objective()[0])
         ratio = float((after - before).double() / predicted)
         factor = self._decay**self._damping_interval
-        if float(predicted) == 0:  # at the minimum there is nothing to learn from
+        rounding = _ROUNDING * torch.finfo(before.dtype).eps * float(before.abs())
+        if math.isfinite(ratio) and float(predicted.abs()) <= rounding:  # at the minimum there is nothing to learn from
             return ratio
         if ratio > 0.75:
             self.damping = max(self.damping * factor, self._min_damping)

@@ -11,7 +11,7 @@ The losses are linear in the outputs wherever a closed form exists; only their g
 """
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, distributions
@@ -21,8 +21,12 @@ from acktr.kfac.distributions import MultiCategorical
 FisherKind = Literal["sampled", "exact"]
 
 
+@runtime_checkable
 class Metric(Protocol):
-    """What `KFAC.update_statistics` takes: anything that gives per-example losses."""
+    """What `KFAC.update_statistics` takes: anything with these three members.
+
+    `Fisher`, `GaussNewton`, `EmpiricalFisher` and `Joint` are such.
+    """
 
     @property
     def summable(self) -> bool:
@@ -39,6 +43,17 @@ class Metric(Protocol):
         For parameters small enough to be treated exactly, such as a Gaussian's log-std.
         """
         ...
+
+
+def checked(metric: Metric) -> Metric:
+    """The metric itself.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(metric, Metric):
+        raise TypeError(f"a metric is wanted, such as Fisher(distribution=...), got {type(metric).__name__}")
+    return metric
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -237,6 +237,8 @@ class NoisyKFAC(KFAC):
             if found != value:
                 raise ValueError(f"this state was made with {name} {found}, this optimizer has {value}")
         matrices = {unit.name: unit.matrix(unit.parameters).detach() for unit in self._uncertain()}
+        if strange := sorted(set(posterior["covariances"]) - set(matrices)):
+            raise ValueError(f"this state holds covariances of {strange}, the model has {sorted(matrices)}")
         covariances = {
             name: Covariance.from_state(found, matrices[name]) for name, found in posterior["covariances"].items()
         }

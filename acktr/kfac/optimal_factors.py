@@ -22,6 +22,9 @@ Aggregation = Literal["running", "approx"]
 COLD_STEPS = 12
 """Power steps on the first batch, from the identity; later ones start from the running factor."""
 
+_UNSEEN = 1e-6
+"""Of its mean eigenvalue, added to the factor that power steps start from: what it knows nothing of could not grow."""
+
 _KEPT_ELEMENTS = 1 << 26
 """Gradients of the examples are kept between half steps up to this many entries (256 MiB in float32)."""
 
@@ -68,6 +71,8 @@ class OptimalFactors:
         part = torch.where(usable, share.add / grown, 0.0)
         A, G = torch.where(usable, A, 0.0), torch.where(usable, G, 0.0)
         merged_a, merged_g = nearest_to_two((value_a, value_g * (1 - part)), (A, G * part))
+        usable &= torch.isfinite(merged_a.sum() + merged_g.sum())
+        grown = torch.where(usable, grown, mass)
         self.inputs.value, self.inputs.mass = torch.where(usable, merged_a, value_a), grown
         self.outputs.value, self.outputs.mass = torch.where(usable, merged_g, value_g), grown.clone()
 
@@ -86,19 +91,21 @@ def nearest_product(batch: WeightBatch, start: Tensor, *, steps: int) -> tuple[T
 
     Args:
         batch: of one weight.
-        start: (b, i, i) symmetric positive semi-definite, not 0: the factor of the inputs to start from.
+        start: (b, i, i) symmetric positive semi-definite: the factor of the inputs to start from, to which a trace of
+            the identity is added; the identity itself where it is 0.
         steps: at least 1; each is a half step for the outputs' factor and one for the inputs'.
 
     Returns:
         A (b, i, i) and G (b, o, o), positive semi-definite, of equal mean diagonals. A is the best one for G; the
-        error never exceeds that of the best G for `start`. Both 0 where the batch has no gradient.
+        error never exceeds that of the best G for the factor started from. Both 0 where the batch has no gradient.
     """
     terms = _terms(batch, half_steps=2 * steps)
     weight = batch.total_weight()
-    A, G = start, start  # the loop replaces both
+    A, G = _open(start), start  # the loop replaces both
     for _ in range(steps):
         G = _symmetric(terms.outputs_given(_divided(A, _norm(A)))) / weight
-        A = _divided(_symmetric(terms.inputs_given(G)) / weight, _norm(G).square())
+        G = _divided(G, _norm(G))
+        A = _symmetric(terms.inputs_given(G)) / weight
     return in_gauge(A, G)
 
 
@@ -116,6 +123,13 @@ def nearest_to_two(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> 
     Returns:
         A and G, of equal mean diagonals.
     """
+    # at the scale of the larger: the squares of a block's norm below leave the range of float32 at ordinary sizes
+    roots = [(_norm(A).sqrt() * _norm(G).sqrt()) for A, G in (one, other)]
+    largest = torch.maximum(*roots)
+    one, other = (
+        (_divided(A, _norm(A)) * _divided(root, largest), _divided(G, _norm(G)) * _divided(root, largest))
+        for (A, G), root in zip((one, other), roots, strict=True)
+    )
     gram_a, gram_g = _gram_of_two(one[0], other[0]), _gram_of_two(one[1], other[1])
     (p, q), (r, s) = [row.unbind(-1) for row in (gram_g @ gram_a).unbind(-2)]
     top = (p + s) / 2 + (((p - s) / 2).square() + q * r).clamp(min=0).sqrt()
@@ -125,7 +139,8 @@ def nearest_to_two(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> 
     alpha = _divided(alpha, length[:, None])
     beta = torch.einsum("bpq,bq->bp", gram_a, alpha)
     (first_a, second_a), (first_g, second_g) = alpha[..., None, None].unbind(1), beta[..., None, None].unbind(1)
-    return in_gauge(first_a * one[0] + second_a * other[0], first_g * one[1] + second_g * other[1])
+    A, G = first_a * one[0] + second_a * other[0], first_g * one[1] + second_g * other[1]
+    return in_gauge(A * largest, G * largest)
 
 
 def in_gauge(A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,6 +245,13 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
     return functools.reduce(operator.add, parts)
 
 
+def _open(factors: Tensor) -> Tensor:
+    """Positive definite factors to start from: a direction of eigenvalue 0 would keep it."""
+    mean = factors.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    identity = torch.eye(factors.shape[-1]).to(factors)
+    return torch.where(mean > 0, factors + _UNSEEN * mean * identity, identity)
+
+
 def _symmetric(matrices: Tensor) -> Tensor:
     return (matrices + matrices.mT) / 2
 
@@ -240,8 +262,8 @@ def _norm(matrices: Tensor) -> Tensor:
 
 
 def _divided(value: Tensor, by: Tensor) -> Tensor:
-    """The quotient, and 0 where the divisor is 0."""
-    return torch.where(by > 0, value / by, 0.0)
+    """The quotient, and 0 where the divisor is 0; NaN stays, and tells of a batch that is not usable."""
+    return torch.where(by == 0, 0.0, value / by)
 
 
 def _gram_of_two(one: Tensor, other: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class KFAC(torch.optim.Optimizer):
             (0.1 to 1); 1 leaves it to `stat_decay`. A network changes most at first, and curvature of long ago then
             misleads, while later a long memory is what knows the rare inputs.
         stat_interval: statistics are taken every so many steps.
-        inverse_interval: each inverse is refreshed every so many steps, the layers in turn.
+        inverse_interval: each inverse is refreshed every so many steps, the layers in turn, and young ones more often:
+            at every step at first, every second from the 20th on, and so up to here.
         position_stride: a convolution's inputs are taken at every so many rows and columns of its output, on a grid
             that shifts from update to update (TF-kfac and Martens & Grosse thin likewise); 1 takes all positions.
         bias: "joint" (homogeneous coordinate) or "separate" (a block of its own, as in the published Atari code).
@@ -190,6 +191,9 @@ class KFAC(torch.optim.Optimizer):
     def capture(self) -> contextlib.AbstractContextManager[None]:
         """Record the forward passes made inside, for the next `update_statistics`; records nothing when none is due.
 
+        What an earlier capture recorded and no `update_statistics` has used is forgotten: all that one metric is of
+        belongs into one capture. Only calls of the model's modules are seen, no `torch.nn.functional` of its weights.
+
         Raises:
             RuntimeError: entered a second time before it was left.
         """
@@ -206,6 +210,7 @@ class KFAC(torch.optim.Optimizer):
             weights: (N,) non-negative weights of the examples; a row of weight 0 has no influence whatever it holds.
 
         Raises:
+            TypeError: it is no metric.
             RuntimeError: nothing was captured, or the metric does not come from what was.
             ValueError: a layer was called without an axis of examples.
         """

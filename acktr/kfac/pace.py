@@ -3,7 +3,7 @@
 import dataclasses
 
 from acktr.kfac.averages import Share
-from acktr.kfac.checks import check_range
+from acktr.kfac.checks import check_count, check_range
 from acktr.kfac.statistics import Thinning
 
 MIN_WINDOW = 0.01
@@ -31,9 +31,9 @@ class Pace:
     def __post_init__(self) -> None:
         check_range("stat_decay", self.stat_decay, 0.0, 1.0, high_open=True)
         check_range("stat_window", self.stat_window, MIN_WINDOW, 1.0)
-        check_range("stat_interval", self.stat_interval, 1, None)
-        check_range("inverse_interval", self.inverse_interval, 1, None)
-        check_range("position_stride", self.position_stride, 1, None)
+        check_count("stat_interval", self.stat_interval, 1)
+        check_count("inverse_interval", self.inverse_interval, 1)
+        check_count("position_stride", self.position_stride, 1)
 
     def share(self, updates: int) -> Share:
         """What the `updates`-th batch weighs in the running factors."""

@@ -64,7 +64,16 @@ def fisher_products(model: nn.Module, metric: Callable[[], Metric], directions: 
 
     Returns:
         (k, k) float64.
+
+    Raises:
+        ValueError: a batch normalisation in training mode, whose outputs are no function of one example.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"layer {name} normalises by the batch, so that no example has outputs and a Fisher of its own: call "
+                f"eval() on it, or use LayerNorm or GroupNorm"
+            )
     outputs = _Outputs(model, metric)
     parameters = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
 

@@ -56,6 +56,9 @@ class AppliedStep:
 
 
 def quadratic_form(unit: Unit, changes: Sequence[Tensor]) -> Tensor:
-    """`sᵀ F s` of the changes of one unit's parameters, 0-d."""
+    """`sᵀ F s` of the changes of one unit's parameters, 0-d, at least 0.
+
+    Where rounding makes it negative its size is that of the rounding, and so the least that may be relied on.
+    """
     matrix = unit.matrix(changes)
-    return (matrix * unit.block.multiply(matrix)).sum()
+    return (matrix * unit.block.multiply(matrix)).sum().abs()

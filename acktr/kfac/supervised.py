@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from acktr.kfac.checks import check_range
+from acktr.kfac.checks import check_count, check_range
 
 
 def iterate_average(decay: float = 0.99) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
@@ -48,8 +48,10 @@ def batch_size(step: int, *, first: int, full: int, reached: int = 500) -> int:
     Raises:
         ValueError: an argument out of range.
     """
-    check_range("step", step, 0, None)
-    check_range("first", first, 1, None)
-    check_range("full", full, first, None)
-    check_range("reached", reached, 1, None)
+    check_count("step", step, 0)
+    check_count("first", first, 1)
+    check_count("full", full, first)
+    check_count("reached", reached, 1)
+    if step >= reached:
+        return full
     return min(full, round(first * math.exp(step / reached * math.log(full / first))))

@@ -225,7 +225,12 @@ class Curvature:
         ),
     ] = None
     damping: Annotated[
-        float | None, arg(metavar="X", help="Damping of the inverses.", help_behavior_hint="(default: the run's)")
+        float | None,
+        arg(
+            metavar="X",
+            help="Damping of the inverses.",
+            help_behavior_hint="(default: the run's settings damping and critic_damping, as without damping_control)",
+        ),
     ] = None
     deterministic: Greedy = False
     no_deterministic: Sampled = False

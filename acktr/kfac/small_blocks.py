@@ -9,7 +9,7 @@ from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.blocks import Damping, Missing, RefreshReport, copy_to, divided
 from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
-from acktr.kfac.solvers import damped_inverse
+from acktr.kfac.solvers import damped_cholesky
 
 
 class FullBlock:
@@ -18,7 +18,7 @@ class FullBlock:
     def __init__(self, like: Tensor) -> None:
         self.moment = RunningAverage()  # (1, d, d)
         self._like = like
-        self._inverse: Tensor | None = None
+        self._factor: Tensor | None = None  # Cholesky, upper, (d, d)
 
     def observe(self, batch: WeightBatch, share: Share) -> None:
         """Add a batch of a weight."""
@@ -45,21 +45,23 @@ class FullBlock:
         """See `Block`."""
         if self.moment.value is None:
             return "statistics"
-        return "inverse" if self._inverse is None else None
+        return "inverse" if self._factor is None else None
 
     def refresh(self, damping: Damping) -> RefreshReport:
-        """Invert by Cholesky."""
+        """Factor by Cholesky; systems are solved with the factor, for an inverse would cost three times as much."""
         if self.moment.value is None:
             return RefreshReport()
-        inverse, retries = damped_inverse(self.moment.value, damping * self.moment.value.new_ones(1))
-        if inverse is None:
+        factor, retries = damped_cholesky(self.moment.value, damping * self.moment.value.new_ones(1))
+        if factor is None:
             return RefreshReport(retries=retries, stale=True)
-        self._inverse = inverse[0]
+        self._factor = factor[0]
         return RefreshReport(retries=retries)
 
     def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """(F + damping)⁻¹ gradient of d entries in any shape, with the damping of the last refresh."""
-        return gradient if self._inverse is None else (self._inverse @ gradient.flatten()).reshape(gradient.shape)
+        if self._factor is None:
+            return gradient
+        return torch.cholesky_solve(gradient.reshape(-1, 1), self._factor, upper=True).reshape(gradient.shape)
 
     def multiply(self, direction: Tensor) -> Tensor:
         """F v of d entries in any shape."""
@@ -74,13 +76,13 @@ class FullBlock:
         return self.moment.value[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """The running block and the inverse in use."""
-        return {"moment": self.moment.state_dict(), "inverse": self._inverse}
+        """The running block and the factor in use."""
+        return {"moment": self.moment.state_dict(), "factor": self._factor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.moment.load_state_dict(state["moment"], self._like)
-        self._inverse = copy_to(state["inverse"], self._like)
+        self._factor = copy_to(state["factor"], self._like)
 
 
 class DiagonalBlock:

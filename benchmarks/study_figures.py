@@ -55,9 +55,10 @@ def draw_training(path: Path, title: str, curves: Mapping[str, Sequence[Sequence
         goal = float(np.median([curve[-1][2] for curve in curves["adam"]]))
         for axes in (left, right):
             axes.axhline(goal, color="black", linewidth=0.8, linestyle=":")
-        left.annotate(
-            "Adam's last loss", (0.99, goal), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-        )
+        if goal > SMALLEST:
+            left.annotate(
+                "Adam's last loss", (0.99, goal), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=8
+            )
     for axes, label in ((left, "iterations"), (right, "seconds of one core")):
         axes.set_xlabel(label)
         axes.set_yscale("log")

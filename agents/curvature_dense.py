@@ -207,6 +207,20 @@ def block_averages(matrix: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.stack([torch.stack([matrix[one, other].abs().mean() for other in at]) for one in at])
 
 
+def scaled(matrix: Tensor, reference: Tensor, sizes: Sequence[int]) -> Tensor:
+    """`D M D` (d, d) with a diagonal D, one number for each layer, so that layers of different size can be compared.
+
+    Args:
+        matrix: M, (d, d).
+        reference: (d, d), the mean of whose own diagonal becomes 1 in each layer.
+        sizes: of the layers, parameters.
+    """
+    diagonal = reference.diagonal()
+    means = [diagonal[at].mean().clamp(min=torch.finfo(diagonal.dtype).tiny) for at in ranges(sizes)]
+    factors = torch.cat([mean.rsqrt().expand(size) for mean, size in zip(means, sizes, strict=True)])
+    return factors[:, None] * matrix * factors
+
+
 def relative_error(matrix: Tensor, reference: Tensor) -> float | None:
     """Frobenius norm of the difference over that of the reference; None where that is 0."""
     norm = float(reference.norm())

@@ -18,7 +18,7 @@ from torch import nn
 
 from acktr.agents.curvature_assumptions import Assumptions, assumptions_of
 from acktr.agents.curvature_capture import Captured
-from acktr.agents.curvature_dense import Dense, choose_parts, dense_fisher, inverses, relative_error
+from acktr.agents.curvature_dense import Dense, choose_parts, dense_fisher, inverses, relative_error, scaled
 from acktr.agents.curvature_pictures import (
     NAMES,
     autocorrelation_picture,
@@ -56,8 +56,20 @@ STATES, STATES_OF_FRAMES = 512, 128
 LARGEST_FACTOR = 4096
 """Longest side of a Kronecker factor: its eigenvectors take 134 MB in float64, and a quarter of a minute."""
 
-_FIGURES = {"iad": "IAD (0)", "sh_activations": "SH, a (0)", "sh_derivatives": "SH, g (0)", "sud": "SUD (1)"}
+_FIGURES = {"iad": "IAD (0)", "sh_activations": "SH a (0)", "sh_derivatives": "SH g (0)", "sud": "SUD (1)"}
 """Of the assumptions, with what each is where it holds."""
+
+_OF: Mapping[FisherKind, str] = {
+    "exact": "the exact Fisher",
+    "sampled": "the Fisher of one drawn outcome for each state",
+}
+_LEGEND = {
+    "iad": "IAD: are activations a and derivatives g independent? Correlation of |a|\u00b2 and |g|\u00b2.",
+    "sh_activations": "SH a: is a the same everywhere? Spread over positions of the mean |a|\u00b2, over their mean.",
+    "sh_derivatives": "SH g: likewise of g.",
+    "sud": "SUD: is g uncorrelated between positions? Mean of |\u03a3 g|\u00b2 over that of \u03a3 |g|\u00b2.",
+}
+"""What each asks and how it is measured."""
 
 Row = dict[str, Any]
 
@@ -74,9 +86,9 @@ def curvature_file(
 ) -> dict[str, Any]:
     """Compare the curvatures of a policy with the exact Fisher, and write tables and pictures.
 
-    Errors are those of the Fisher of these states: exact in the actions and values, or, where there are convolutions,
-    of one draw for each state, as in training. The matrices of the pictures and the assumptions are exact in either
-    case.
+    Errors are those of the Fisher of these states: exact over outcomes, which are actions and values, or, where there
+    are convolutions, of one drawn outcome for each state, as in training. The matrices of the pictures and the
+    assumptions are exact over outcomes in either case.
 
     Args:
         played: a run folder, a checkpoint or an exported policy.
@@ -115,11 +127,12 @@ def curvature_file(
     networks = networks_of(
         loaded.policy, observed, settings, sigma=value_sigma(file, settings), damping=damping, seed=seed
     )
-    scene = f"{settings.env}, {count} states"
+    scene = f"{settings.env}, {_counted(count)}"
     with _writing_to(folder):
         found = [_Looked(network, kind, units) for network in networks]
         files = [name for looked in found for name in looked.draw(folder, scene, alone=len(found) == 1)]
-        errors_picture({looked.network.name: looked.errors for looked in found}, scene, folder / "errors.png")
+        errors = {looked.network.name: looked.errors for looked in found}
+        errors_picture(errors, _OF[kind], scene, folder / "errors.png")
         for name, rows in _tables(found).items():
             _write_csv(folder / name, rows)
             files.append(name)
@@ -188,16 +201,20 @@ class _Looked:
         title = scene if alone else f"{scene}, {self.network.name}"
         names = [f"fisher{suffix}.png", f"inverse{suffix}.png"]
         fisher_picture(self.dense, title, folder / names[0])
-        inverse_picture(self.dense, self.inverses, f"{title}, damping {self.network.damping:g}", folder / names[1])
+        inverse_picture(self.dense, self.inverses, self.network.damping, title, folder / names[1])
         convolutions = {name: found for name, found in self.assumptions.items() if found.derivatives is not None}
         if convolutions:
             names.append(f"autocorrelation{suffix}.png")
-            autocorrelation_picture(convolutions, f"Autocorrelation: {title}", folder / names[-1])
+            autocorrelation_picture(convolutions, f"Autocorrelation, exact over outcomes: {title}", folder / names[-1])
         return names
 
     def summary(self) -> Row:
-        """The figures, ready for JSON."""
-        exact, factored = self.dense.exact, self.inverses["factored"]
+        """The figures, ready for JSON; those of matrices are of the scaled ones that the pictures show."""
+        sizes = self.dense.sizes
+        exact, factored = (
+            scaled(matrix, self.dense.exact, sizes) for matrix in (self.dense.exact, self.dense.factored())
+        )
+        inverted = {name: scaled(matrix, self.inverses["factored"], sizes) for name, matrix in self.inverses.items()}
         return {
             "name": self.network.name,
             "parameters": sum(_parameters(layer) for layer in self.network.layers.values()),
@@ -216,13 +233,13 @@ class _Looked:
             ],
             "matrices": {
                 "parameters": {part.layer: part.size for part in self.dense.parts},
-                "error_of_factored": relative_error(self.dense.factored(), exact),
+                "error_of_factored": relative_error(factored, exact),
                 "inverses": {
                     name: {
-                        "from_inverse_of_exact": relative_error(matrix, self.inverses["exact"]),
-                        "from_inverse_of_factored": relative_error(matrix, factored),
+                        "from_inverse_of_exact": relative_error(matrix, inverted["exact"]),
+                        "from_inverse_of_factored": relative_error(matrix, inverted["factored"]),
                     }
-                    for name, matrix in self.inverses.items()
+                    for name, matrix in inverted.items()
                 },
             },
         }
@@ -236,9 +253,10 @@ def report(result: Mapping[str, Any], width: int) -> str:
         width: of the terminal.
     """
     console = Console(width=width, file=io.StringIO(), record=True, color_system=None, highlight=False)
+    others = "" if result["fisher"] == "exact" else "; matrices and assumptions are exact over outcomes"
     console.print(
-        f"{result['env']}, {result['timesteps']:,} timesteps, {result['checkpoint']}: {result['states']} states of a "
-        f"{result['policy']} policy, seed {result['seed']}"
+        f"{result['env']}, {result['timesteps']:,} timesteps, {result['checkpoint']}: {_counted(result['states'])} of "
+        f"a {result['policy']} policy, seed {result['seed']}; errors are from {_OF[result['fisher']]}{others}"
     )
     for network in result["networks"]:
         errors = Table(
@@ -250,8 +268,10 @@ def report(result: Mapping[str, Any], width: int) -> str:
         for layer in network["layers"]:
             for kind in dict.fromkeys(error["conv_factors"] for error in layer["errors"]):
                 name = f"{layer['layer']}, {kind}" if layer["positions"] > 1 else layer["layer"]
-                values = [error["relative"] for error in layer["errors"] if error["conv_factors"] == kind]
-                errors.add_row(name, *[_shown(value) for value in values])
+                found = {
+                    error["curvature"]: error["relative"] for error in layer["errors"] if error["conv_factors"] == kind
+                }
+                errors.add_row(name, *[_shown(found.get(curvature)) for curvature in APPROXIMATIONS])
         assumed = Table(
             title=f"{network['name']}: assumptions (value if true)",
             box=None,
@@ -266,6 +286,14 @@ def report(result: Mapping[str, Any], width: int) -> str:
             values = [_shown(layer[name]) for name in figures]
             assumed.add_row(layer["layer"], matrix, str(layer["positions"]), *values)
         console.print("", errors, "", assumed)
+    console.print("\nErrors: 0 is exact, 1 as far as the matrix 0 is.")
+    several = any(layer["positions"] > 1 for network in result["networks"] for layer in network["layers"])
+    if several:
+        console.print("expand, reduce: the setting conv_factors; diagonal is the same under both.")
+    for name, meaning in _LEGEND.items():
+        if any(layer[name] is not None for network in result["networks"] for layer in network["layers"]):
+            console.print(meaning)
+    console.print("-: not defined, where there is one position or what is compared is 0 or never varies.")
     files = [Path(name) for name in result["files"]]
     console.print(f"\nwritten to {files[0].parent}: {', '.join(file.name for file in files)}")
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
@@ -314,6 +342,10 @@ def _error(error: BlockError) -> Row:
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _counted(states: int) -> str:
+    return f"{states:,} state{'s' if states > 1 else ''}"
 
 
 def _shown(value: float | None) -> str:

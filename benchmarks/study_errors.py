@@ -104,8 +104,6 @@ def compare(task: Task, model: nn.Module, stage: str) -> list[Row]:
     factors: list[FactorKind] = ["expand", "reduce"] if convolutions else ["expand"]
     rows = []
     for error in block_errors(model, forward, conv_factors=factors):
-        if (error.conv_factors, error.curvature) == ("reduce", "diagonal"):
-            continue  # the same as with "expand"
         shape = " x ".join(str(size) for size in layers[error.layer].weight.shape)
         method = error.curvature if error.conv_factors == "expand" else f"{error.curvature} (reduce)"
         rows.append(Row(task.name, stage, error.layer, shape, method, error.relative, error.trace))

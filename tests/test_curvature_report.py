@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import acktr
-from acktr.agents import checkpoint, curvature_dense, curvature_report, curvature_states
+from acktr.agents import checkpoint, curvature_dense, curvature_pictures, curvature_report, curvature_states
 from acktr.agents.curvature_assumptions import Autocorrelation, assumptions_of, correlation
 from acktr.agents.curvature_capture import Captured
 from acktr.agents.curvature_dense import (
@@ -620,11 +621,76 @@ def test_equal_seeds_give_equal_figures_and_a_run_folder_keeps_them(
     assert json.loads((folder / "curvature" / "report.json").read_text())["networks"][0]["damping"] == 3
     text = report(results[0], 80)
     assert "policy: |F\u0302 - F| / |F| by layer" in text
+    assert "errors are from the exact Fisher" in " ".join(text.split())
+    assert "\nIAD: " in text
+    assert "SUD" not in text, "no layer has positions"
     assert "K-FAC  EKFAC  K-FOC  EKFOC  diagonal" in text
     assert f"written to {folder / 'curvature'}" in " ".join(text.split())
     assert all(len(line) <= 80 for line in text.splitlines())
     capsys.readouterr()
     assert main(["evaluate", str(folder), "--episodes", "1"]) == 0, "the run is as it was"
+
+
+def test_percentages_are_of_the_matrices_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are scaled before they are drawn, and are then no longer as far apart as before."""
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(curvature_pictures.Figure, "savefig", lambda self, path, **_: drawn.update({path.stem: self}))
+    agent = acktr.ACKTR("CartPole-v1", seed=0, shared_trunk=True, damping=0.05, value_sigma=0.1, **SMALL)
+    agent.save(tmp_path / "policy")
+    looked: list[Any] = []
+    monkeypatch.setattr(curvature_report, "dense_fisher", lambda *args: looked.append(dense_fisher(*args)) or looked[0])
+    pictures = ["fisher_picture", "inverse_picture"]
+    found = run(tmp_path / "policy", units=4, drawn=pictures)["networks"][0]["matrices"]
+    (dense,) = looked
+    inverted = inverses(dense, 0.05, [["torso.1"], ["torso.3"], ["policy_head.logits", "value_head"]])
+
+    def drawing(matrix: Tensor, reference: Tensor) -> Tensor:
+        means = [part.mean().expand(len(part)) for part in reference.diagonal().split(dense.sizes)]
+        roots = torch.cat(means).sqrt()
+        return matrix / torch.outer(roots, roots)
+
+    def apart(one: Tensor, other: Tensor) -> float:
+        return float((one - other).norm() / other.norm())
+
+    def check(axis: Any, expected: Tensor, title: str) -> None:
+        image = torch.from_numpy(np.asarray(axis.images[0].get_array()))
+        torch.testing.assert_close(image, expected.abs().clamp(min=float(axis.images[0].norm.vmin)))
+        assert title in axis.get_title()
+
+    exact, factored = drawing(dense.exact, dense.exact), drawing(dense.factored(), dense.exact)
+    share = apart(factored, exact)
+    assert abs(share - apart(dense.factored(), dense.exact)) > 0.002, "the scaling matters here"
+    assert found["error_of_factored"] == pytest.approx(share)
+    panels = (exact, "exact Fisher F"), (factored, "F\u0303"), (factored - exact, f"difference, {share:.1%} of F")
+    for axis, (matrix, title) in zip(drawn["fisher"].axes, panels, strict=False):
+        check(axis, matrix, title)
+    shown = {name: drawing(matrix, inverted["factored"]) for name, matrix in inverted.items()}
+    for axis, (name, matrix) in zip(drawn["inverse"].axes, shown.items(), strict=False):
+        share = apart(matrix, shown["factored"])
+        check(axis, matrix, "inverse of F\u0303" if name == "factored" else f"{share:.1%} from that of F\u0303")
+        distances = found["inverses"][name]
+        assert distances["from_inverse_of_factored"] == pytest.approx(share)
+        assert distances["from_inverse_of_exact"] == pytest.approx(apart(matrix, shown["exact"]))
+
+
+def test_pictures_say_which_fisher_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: dict[str, str] = {}
+    monkeypatch.setattr(
+        curvature_pictures.Figure,
+        "savefig",
+        lambda self, path, **_: titles.update({path.stem: self.get_suptitle()}),
+    )
+    sizes = {"conv_channels": (2, 3, 2), "conv_features": 5, "num_envs": 1, "num_threads": 1}
+    acktr.ACKTR("PongNoFrameskip-v4", seed=0, **sizes).save(tmp_path / "pong")
+    acktr.ACKTR("CartPole-v1", seed=0, shared_trunk=True, **SMALL).save(tmp_path / "cartpole")
+    every = ["errors_picture", "fisher_picture", "inverse_picture", "autocorrelation_picture"]
+    run(tmp_path / "pong", states=1, units=2, drawn=every)
+    assert "from the blocks of the Fisher of one drawn outcome for each state" in titles["errors"]
+    assert all("exact over outcomes" in titles[name] for name in ("fisher", "autocorrelation"))
+    assert "PongNoFrameskip-v4, 1 state\n" in titles["fisher"]
+    run(tmp_path / "cartpole", units=2, damping=0.25, drawn=every)
+    assert "from the blocks of the exact Fisher\n" in titles["errors"]
+    assert "damping 0.25, added to F as it is" in titles["inverse"]
 
 
 def test_beside_a_file_there_is_a_folder_of_its_name(saved: Path) -> None:
@@ -642,6 +708,10 @@ def test_frames_are_compared_under_draws_and_autocorrelated(tmp_path: Path) -> N
     kinds = {layer["layer"]: {error["conv_factors"] for error in layer["errors"]} for layer in network["layers"]}
     assert kinds["torso.0"] == {"expand", "reduce"}
     assert kinds["torso.7"] == {"expand"}
+    rows = list(csv.DictReader((tmp_path / "pong-curvature" / "errors.csv").open()))
+    first = [(row["curvature"], row["conv_factors"]) for row in rows if row["layer"] == "torso.0"]
+    assert len(first) == len(set(first)) == 2 * len(APPROXIMATIONS) - 1
+    assert ("diagonal", "reduce") not in first, "it is that under expand"
     folder = tmp_path / "pong-curvature"
     names = {Path(file).name for file in result["files"]}
     assert names >= {"fisher.png", "inverse.png", "autocorrelation.png", "autocorrelation.csv"}
@@ -650,7 +720,11 @@ def test_frames_are_compared_under_draws_and_autocorrelated(tmp_path: Path) -> N
     middles = [row for row in rows if (row["down"], row["across"]) == ("0", "0")]
     assert len(middles) >= 4
     assert {float(row["mean"]) for row in middles} == {1.0}
-    assert "torso.0, reduce" in report(result, 100)
+    text = report(result, 100)
+    (line,) = [line.split() for line in text.splitlines() if line.startswith("torso.0, reduce")]
+    assert (len(line), line[-1]) == (2 + len(APPROXIMATIONS), "-")
+    assert "errors are from the Fisher of one drawn outcome for each state" in " ".join(text.split())
+    assert all(f"\n{name}: " in text for name in ("IAD", "SH a", "SH g", "SUD"))
 
 
 def test_units_that_would_make_too_large_a_matrix_are_refused_before_play(
@@ -724,5 +798,31 @@ def test_the_verb_has_a_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: acktr curvature" in text
     for flag in ("--out", "--states", "--units", "--damping", "--seed", "--json"):
         assert flag in text
+    assert "without damping_control" in " ".join(text.replace("\u2502", " ").split())
     assert main(["--help"]) == 0
     assert "curvature compare K-FAC" in capsys.readouterr().out
+
+
+# --- the guide -------------------------------------------------------------------------------------------------------
+
+
+def test_the_guide_s_examples_run_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    text = (Path(__file__).parent.parent / "docs" / "curvature.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 6
+    names: dict[str, Any] = {"__name__": "guide"}
+    for number, code in enumerate(examples):
+        exec(compile(code, f"curvature.md, example {number + 1}", "exec"), names)
+        if number == 2:
+            assert names["optimizer"].steps == 20, "the state that was saved is that which was loaded"
+        if number == 4:
+            steps, last = names["steps"], names["report"]
+            assert (steps.steps, steps.optimizer.steps) == (20, 20)
+            assert (steps.damping, steps.factor_damping) == (last.damping, last.factor_damping)
+    assert len(capsys.readouterr().out.splitlines()) == 2 * len(APPROXIMATIONS)
+    assert names["probabilities"].sum(-1) == pytest.approx(np.ones(64))
+    assert names["bound"] < 0

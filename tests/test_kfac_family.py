@@ -442,7 +442,7 @@ def test_errors_without_forming_a_block_are_those_of_the_dense_ones(name: str, c
         assert error.trace == pytest.approx(trace, rel=near)
 
 
-def test_one_position_is_not_reduced_a_second_time() -> None:
+def test_what_is_the_same_under_both_factors_is_there_once() -> None:
     model, inputs = network("convolutional")
     found = block_errors(
         model,
@@ -453,6 +453,7 @@ def test_one_position_is_not_reduced_a_second_time() -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
             assert {(name, "expand"), (name, "reduce")} <= kinds
+            assert sum((error.layer, error.curvature) == (name, "diagonal") for error in found) == 1
         if isinstance(layer, nn.Linear):
             assert (name, "expand") in kinds
             assert (name, "reduce") not in kinds

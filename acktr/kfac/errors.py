@@ -67,7 +67,7 @@ def block_errors(
 
     Returns:
         Layer by layer in the order of the model's modules; for each of `conv_factors` kfac, ekfac, kfoc, ekfoc and
-        diagonal. "full" is the block itself.
+        diagonal, without what is there already under another of `conv_factors`. "full" is the block itself.
 
     Raises:
         TypeError: `forward` returns no metric.
@@ -110,7 +110,8 @@ def weight_errors(exact: WeightBatch, conv_factors: Sequence[FactorKind] = ("exp
     Args:
         exact: of kind "expand". The block of a grouped convolution is that of the whole weight, of which every
             curvature keeps the groups alone.
-        conv_factors: of the estimates; "reduce" is left out for a weight with one position, where it is the same.
+        conv_factors: of the estimates; beside "expand" what is the same under "reduce" is left out: the diagonal, and
+            all of a weight with one position.
 
     Returns:
         For each of `conv_factors` in the order of `APPROXIMATIONS`.
@@ -121,6 +122,8 @@ def weight_errors(exact: WeightBatch, conv_factors: Sequence[FactorKind] = ("exp
         if kind == "reduce" and exact.positions == 1 and "expand" in conv_factors:
             continue
         for curvature, (inner, own_norm, own_trace) in _compared(exact, kind).items():
+            if (kind, curvature) == ("reduce", "diagonal") and "expand" in conv_factors:
+                continue
             relative = own_share = math.nan
             if squared_norm > 0:
                 relative = math.sqrt(max(squared_norm - 2 * inner + own_norm, 0.0) / squared_norm)

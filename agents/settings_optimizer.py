@@ -212,14 +212,14 @@ class OptimizerSettings:
     noise_examples: int = setting(
         100_000,
         "N of that posterior: its covariance is (F + 1 / (N eta))^-1 / N, so more is less noise.",
-        typical="1e4 to 1e6",
+        typical="1e4 to 1e7",
         origin="this project: about as many as there are steps that the curvature remembers",
         low=1,
     )
     noise_prior: float = setting(
         1.0,
         "eta of that posterior, the variance of each weight where nothing is known of it.",
-        typical="0.01 to 1",
+        typical="0.001 to 1",
         origin="Zhang et al. 2018",
         low=0,
         low_open=True,

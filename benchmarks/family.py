@@ -199,7 +199,7 @@ def spread(values: list[float]) -> str:
     """Mean, and standard error where there are several."""
     if len(values) == 1:
         return f"{values[0]:.4g}"
-    return f"{statistics.mean(values):.4g} ± {stats.sem(values):.2g}"
+    return f"{statistics.mean(values):.4g} ± {stats.sem(values):.3g}"
 
 
 if __name__ == "__main__":

@@ -81,6 +81,12 @@ def test_the_minimiser_over_two_directions_is_the_minimum_of_the_model() -> None
         assert float(model.change(best + 0.1 * torch.randn(2))) > float(model.change(best))
 
 
+def test_a_model_that_is_not_finite_has_no_minimiser_and_raises_nothing() -> None:
+    for spoilt in (math.nan, math.inf):
+        model = QuadraticModel(curvature=torch.tensor([[1.0, spoilt], [spoilt, 1.0]]), slopes=torch.ones(2))
+        assert torch.isnan(model.minimiser()).all()
+
+
 def test_directions_that_lie_on_one_line_are_no_failure() -> None:
     model = QuadraticModel(curvature=torch.tensor([[1.0, 2.0], [2.0, 4.0]]), slopes=torch.tensor([-1.0, -2.0]))
     torch.testing.assert_close(model.change(model.minimiser()), torch.tensor(-0.5))

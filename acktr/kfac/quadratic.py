@@ -32,9 +32,13 @@ class QuadraticModel:
     slopes: Tensor
 
     def minimiser(self) -> Tensor:
-        """(k,) coefficients of the directions that minimise it; those of least length where several do."""
-        inverse: Tensor = torch.linalg.pinv(self.curvature, hermitian=True)
-        return -inverse @ self.slopes
+        """(k,) coefficients of the directions that minimise it; those of least length where several do.
+
+        NaN where the model is not finite, which some builds of LAPACK would refuse to decompose.
+        """
+        finite = torch.isfinite(self.curvature).all()
+        inverse: Tensor = torch.linalg.pinv(torch.where(finite, self.curvature, 0.0), hermitian=True)
+        return torch.where(finite, -inverse @ self.slopes, torch.nan)
 
     def change(self, coefficients: Tensor) -> Tensor:
         """`M(δ) - M(0)` for `δ = Σ c_i d_i`, 0-d; at the minimiser `1/2 ∇hᵀ δ`."""

@@ -78,3 +78,24 @@ def test_the_command_line_lets_idle_threads_sleep_before_torch_is_loaded(chosen:
         environment["OMP_WAIT_POLICY"] = chosen
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (chosen or "PASSIVE")
+
+
+def test_a_training_step_and_its_checkpoint_do_not_load_the_compiler() -> None:
+    """torch's optimizers import it where they are first used, which takes 1.5 s at the start of a run."""
+    code = """
+import sys, torch
+from torch.distributions import Categorical
+from acktr.kfac import KFAC, Fisher
+model = torch.nn.Linear(2, 2)
+optimizer = KFAC(model)
+with optimizer.capture():
+    logits = model(torch.randn(4, 2))
+optimizer.update_statistics(Fisher(distribution=Categorical(logits=logits)))
+optimizer.zero_grad()
+logits.square().mean().backward()
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from acktr.kfac.base import PlainOptimizer
 from acktr.kfac.blocks import Damping
 from acktr.kfac.checks import check_choice, check_precision, check_range
 from acktr.kfac.curvatures import BiasMode, BlockChoice, Curvature, Structure
@@ -32,7 +33,7 @@ from acktr.kfac.units import Unit
 Compat = Literal["none", "baselines"]
 
 
-class KFAC(torch.optim.Optimizer):
+class KFAC(PlainOptimizer):
     """Kronecker-factored natural gradient inside a KL trust region (Wu et al. 2017, arXiv:1708.05144).
 
     Linear and Conv2d weights get a Kronecker-factored block with their bias as a homogeneous coordinate; separate

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 from acktr.agents.losses import Policies, Values, explained_variance, policy_losses, value_loss
 from acktr.agents.policy import ActorCritic
@@ -41,22 +42,17 @@ class A2CUpdater:
         lr = scheduled(settings.lr, settings.lr_schedule, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        distribution, values = self.policy(batch.observations)
+        with record_function("acktr::forward"), batch.replaying(slice(None)):
+            distribution, values = self.policy(batch.observations)
         policies = [Policies(rows=slice(None), distribution=distribution)]
         policy, entropy = policy_losses(policies, batch, normalize_advantages=settings.normalize_advantages)
         value = value_loss([Values(rows=slice(None), values=values)], batch)
         self.optimizer.zero_grad()
         entropy_coef = scheduled(settings.entropy_coef, settings.entropy_schedule, progress)
-        torch.autograd.backward(policy + settings.value_coef * value - entropy_coef * entropy)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        usable = torch.isfinite(norm)
-        self._skipped += 1 - usable.to(self._skipped)
-        shrink = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1)
-        with torch.no_grad():
-            for parameter in self._parameters:
-                if parameter.grad is not None:
-                    parameter.grad = torch.where(usable, parameter.grad * shrink, 0.0)
-        self.optimizer.step()
+        with record_function("acktr::loss_backward"):
+            torch.autograd.backward(policy + settings.value_coef * value - entropy_coef * entropy)
+        with record_function("acktr::apply"):
+            self._step()
         return UpdateReport(
             figures={
                 "policy_loss": policy.detach(),
@@ -65,6 +61,17 @@ class A2CUpdater:
                 "explained_variance": explained_variance(values.detach(), batch.returns, batch.weights),
             }
         )
+
+    def _step(self) -> None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        usable = torch.isfinite(norm)
+        self._skipped += 1 - usable.to(self._skipped)
+        shrink = (self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1)
+        with torch.no_grad():
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad = torch.where(usable, parameter.grad * shrink, 0.0)
+        self.optimizer.step()
 
     def exploring(self) -> contextlib.AbstractContextManager[None]:
         """Nothing but the sampling of actions."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.agents.learner import Head, Learner, Region
+from acktr.agents.forward_pass import Head
+from acktr.agents.learner import Learner, Region
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings

@@ -26,6 +26,7 @@ from acktr.agents.runs import (
     make_environment,
     set_threads,
     with_choices,
+    with_precision,
 )
 from acktr.agents.settings import EVALUATION_SEED, Settings
 from acktr.agents.spaces import alike, first_difference, space_from_dict
@@ -91,6 +92,7 @@ class Agent:
         settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         device, _ = choose_device(settings, environment)
+        settings, _ = with_precision(settings, environment, device)
         streams = Streams(settings.seed, device)
         streams.seed_globals()
         policy = build_policy(settings, environment, device, torso=torso)

@@ -203,6 +203,27 @@ def build_head(space: gymnasium.Space[object], features: int, settings: Settings
     )
 
 
+def at_rows(distribution: Distribution, rows: Tensor) -> Distribution:
+    """Some of the N distributions that a head gave, without their graph."""
+    if isinstance(distribution, SquashedGaussian):
+        return SquashedGaussian(_normal_at(distribution.base_dist, rows))
+    if isinstance(distribution, Independent):
+        base = distribution.base_dist
+        if isinstance(base, Bernoulli):
+            part: Distribution = Bernoulli(logits=base.logits.detach()[rows], validate_args=False)
+        else:
+            part = _normal_at(base, rows)
+        return Independent(part, distribution.reinterpreted_batch_ndims, validate_args=False)
+    if isinstance(distribution, MultiCategorical):
+        return MultiCategorical(distribution.logits.detach()[rows], distribution.sizes)
+    assert isinstance(distribution, Categorical)
+    return Categorical(logits=distribution.logits.detach()[rows], validate_args=False)
+
+
+def _normal_at(normal: Normal, rows: Tensor) -> Normal:
+    return Normal(normal.loc.detach()[rows], normal.scale.detach()[rows], validate_args=False)
+
+
 def squashed(distribution: Distribution, outcomes: Tensor) -> Tensor:
     """Outcomes of a policy's distribution as the environment takes them: through tanh where they are squashed."""
     return torch.tanh(outcomes) if isinstance(distribution, SquashedGaussian) else outcomes

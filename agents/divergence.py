@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from acktr.agents.losses import Policies, Values, joined_values, learnt_advantages
+from acktr.agents.forward_pass import Outputs
+from acktr.agents.losses import learnt_advantages
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.kfac import mean_kl, weighted_mean
@@ -54,25 +55,21 @@ class Divergence:
 @torch.no_grad()
 def measure(
     policy: ActorCritic,
-    policies: Sequence[Policies],
-    values: Sequence[Values],
+    parts: Sequence[Outputs],
     batch: Batch,
     *,
     sigma: Tensor | float,
-    extremes: bool,
-    whole: bool,
+    extremes: Tensor | None,
     normalize_advantages: bool,
 ) -> Divergence:
     """The KL that the last step made. Where none of the rows measured is valid, NaN: nothing is known of the step.
 
     Args:
         policy: after the step.
-        policies: what it gave before the step, of the whole batch; empty when the step was the critic's alone.
-        values: likewise of the critic.
+        parts: what it gave before the step, for the rows to measure.
         batch: the rollout.
         sigma: standard deviation of the values.
-        extremes: measure the extreme rows too.
-        whole: measure all rows, and not those of the first part alone.
+        extremes: values (M,) before the step, to measure the extreme rows of the batch too, or None.
         normalize_advantages: as in the loss.
     """
     advantages = learnt_advantages(batch, normalize=normalize_advantages)
@@ -80,29 +77,29 @@ def measure(
     gains: list[Tensor] = []
     value_kls: list[Tensor] = []
     shares: list[Tensor] = []
-    for index in range(len(policies or values) if whole else 1):
-        rows = (policies or values)[index].rows
+    for part in parts:
+        rows, policies, values = part.rows, part.policies, part.values
         observations = batch.observed(rows)
         weights = None if batch.weights is None else batch.weights[rows]
         shares.append(batch.returns.new_tensor(len(advantages[rows])) if weights is None else weights.sum())
-        if policies and values:
+        if policies is not None and values is not None:
             after, moved = policy(observations)
-        elif policies:
+        elif policies is not None:
             after = policy.distribution(observations)
         else:
             moved = policy.values(observations)
-        if policies:
-            before, actions = policies[index].distribution, batch.actions[rows]
+        if policies is not None:
+            before, actions = policies.distribution, batch.actions[rows]
             kls.append(mean_kl(before, after, weights).to(advantages))
             ratio = torch.exp(after.log_prob(actions) - before.log_prob(actions))
             gains.append(weighted_mean((ratio - 1) * advantages[rows], weights))
-        if values:
-            value_kls.append(weighted_mean(_value_kl(values[index].values, moved, sigma), weights))
+        if values is not None:
+            value_kls.append(weighted_mean(_value_kl(values.values, moved, sigma), weights))
     extreme = zero = batch.returns.new_zeros(())
-    if values and extremes:
-        rows = _largest(batch)
-        far = _value_kl(joined_values(values, batch)[rows], policy.values(batch.observed(rows)), sigma)
-        extreme = weighted_mean(far, None if batch.weights is None else batch.weights[rows])
+    if extremes is not None:
+        largest = _largest(batch)
+        far = _value_kl(extremes[largest], policy.values(batch.observed(largest)), sigma)
+        extreme = weighted_mean(far, None if batch.weights is None else batch.weights[largest])
     return Divergence(
         policy=_over_parts(kls, shares) if kls else zero,
         value=_over_parts(value_kls, shares) if value_kls else zero,

@@ -24,6 +24,7 @@ class Encoder(nn.Module):
 
     Attributes:
         shape: of one encoded observation.
+        frame_dtype: that frames are encoded in; None for torch's default one.
 
     Raises:
         UserError: a space that no torso takes, or `normalize` for other observations than vectors.
@@ -53,6 +54,7 @@ class Encoder(nn.Module):
         if normalize and not is_vector(space):
             raise UserError(f"setting 'normalize_observations' is for vectors; this environment observes {space}")
         self.norm = ObservationNorm(self.shape[0]) if normalize else None
+        self.frame_dtype: torch.dtype | None = None
 
     def observe(self, observations: Observations, weights: Tensor | None) -> None:
         """Take a batch (M, *space) of training's observations into the running moments, where they are kept."""
@@ -61,7 +63,7 @@ class Encoder(nn.Module):
             self.norm.update(observations.reshape(observations.shape[0], -1), weights)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(N, *space) to (N, *self.shape) in float32 or the default dtype."""
+        """(N, *space) to (N, *self.shape) in the default dtype, frames in `frame_dtype`."""
         dtype = torch.get_default_dtype()
         if self.categories is not None:
             return functional.one_hot(observations.long(), self.categories).to(dtype)
@@ -71,8 +73,9 @@ class Encoder(nn.Module):
             rows = observations.to(dtype).reshape(observations.shape[0], -1)  # a scalar space's rows have no axis
             return rows if self.norm is None else self.norm(rows)
         # channels-last convolutions take two thirds of the time on CPUs; the values are the same. Bytes are reordered,
-        # not floats: a quarter of the memory moves
-        return observations.contiguous(memory_format=torch.channels_last).to(dtype, copy=True).div_(255)
+        # not floats: a quarter of the memory moves; those of a rollout are in that order already
+        ordered = observations.contiguous(memory_format=torch.channels_last)
+        return ordered.to(self.frame_dtype or dtype, copy=True).div_(255)
 
 
 class DictEncoder(nn.Module):

@@ -1,14 +1,9 @@
-"""One K-FAC optimizer and the heads it trains: the policy's, the critic's, or both on a shared trunk.
-
-The batch goes through the network in two parts when `stat_fraction` is below 1: the rows that the curvature is taken
-from, with K-FAC's capture on, and the rest. Together they make one loss and one backward pass, so the factors cost no
-second forward pass, and the sampled backward runs over the first part only.
-"""
+"""One K-FAC optimizer and the heads it trains: the policy's, the critic's, or both on a shared trunk."""
 
 import contextlib
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +11,9 @@ from torch.profiler import record_function
 
 from acktr.agents.damping_control import DampingControl
 from acktr.agents.divergence import Divergence, measure
+from acktr.agents.forward_pass import ForwardPass, ForwardPasses, Head, Outputs
 from acktr.agents.losses import (
     Policies,
-    Rows,
     Values,
     explained_variance,
     joined_values,
@@ -35,8 +30,6 @@ from acktr.agents.updates import load_optimizer_state, optimizer_state, schedule
 from acktr.agents.value_scale import ValueScale
 from acktr.errors import UserError
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, NoisyKFAC
-
-Head = Literal["policy", "value"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +78,9 @@ class Learner:
         self.optimizer = _build_kfac(model, settings, region, generator=generator if explores else None)
         self.rejected = 0
         self._generator = generator
-        self._rotation = 0
+        self._passes = ForwardPasses(
+            policy, heads, fraction=settings.stat_fraction, holds_values=settings.center_values
+        )
         like = torch.zeros((), device=next(policy.parameters()).device)
         self._step_control = StepControl(like)
         self._damping_control = DampingControl(like)
@@ -114,7 +109,8 @@ class Learner:
         figures: dict[str, Tensor] = {}
         with self._as_drawn():
             with record_function("acktr::forward"):
-                policies, values = self._forward(batch)
+                forward = self._passes.run(batch, optimizer)
+            policies, values = forward.policies, forward.values
             objective = batch.returns.new_zeros(())
             if policies:
                 loss, entropy = policy_losses(policies, batch, normalize_advantages=settings.normalize_advantages)
@@ -125,12 +121,13 @@ class Learner:
                 objective = objective + settings.value_coef * loss / scale.of_loss
                 variance = explained_variance(joined_values(values, batch), batch.returns, batch.weights)
                 figures |= {"value_loss": loss.detach(), "explained_variance": variance}
-            self._update_statistics(policies, values, batch, scale.sigma)
+            if forward.is_captured:
+                self._update_statistics(forward.sample, batch, scale.sigma)
             optimizer.zero_grad()
             with record_function("acktr::loss_backward"):
                 torch.autograd.backward(objective)
         optimizer.step()
-        moved = self._control(policies, values, batch, scale.sigma, progress=progress, shown=shown)
+        moved = self._control(forward, batch, scale.sigma, progress=progress, shown=shown)
         if moved is not None and policies:
             figures |= {"kl_measured": moved.policy + moved.value, "kl_policy": moved.policy}
             figures["kl_predicted"] = optimizer.kl_predicted
@@ -180,48 +177,15 @@ class Learner:
     def _desired_kl(self, progress: float) -> float | None:
         return self._radius(self.settings.desired_kl, progress) if "policy" in self.heads else None
 
-    # --- the pass forward and the curvature --------------------------------------------------------------------
+    # --- the curvature -----------------------------------------------------------------------------------------
 
-    def _forward(self, batch: Batch) -> tuple[list[Policies], list[Values]]:
-        """The outputs of the heads in parts, the first of which K-FAC has captured; none of a head not trained."""
-        rows = len(batch.advantages)
-        parts = max(1, min(rows, round(1 / self.settings.stat_fraction)))
-        policies: list[Policies] = []
-        values: list[Values] = []
-        if parts == 1 or not self.optimizer.statistics_due:
-            with self.optimizer.capture():
-                self._forward_rows(batch, slice(None), policies, values)
-            return policies, values
-        device = batch.returns.device
-        chosen, rest = rotating_part(rows, batch.num_envs, parts, self._rotation)
-        self._rotation += 1
-        with self.optimizer.capture():
-            self._forward_rows(batch, chosen.to(device), policies, values)
-        self._forward_rows(batch, rest.to(device), policies, values)
-        return policies, values
-
-    def _forward_rows(self, batch: Batch, rows: Rows, policies: list[Policies], values: list[Values]) -> None:
-        observations = batch.observed(rows)
-        if self.heads == ("policy",):
-            policies.append(Policies(rows=rows, distribution=self.policy.distribution(observations)))
-        elif self.heads == ("value",):
-            predicted, held = self.policy.values_and_held(observations)
-            values.append(Values(rows=rows, values=predicted, held=held if self.settings.center_values else None))
-        else:
-            distribution, predicted, held = self.policy.evaluate(observations)
-            policies.append(Policies(rows=rows, distribution=distribution))
-            values.append(Values(rows=rows, values=predicted, held=held if self.settings.center_values else None))
-
-    def _update_statistics(
-        self, policies: list[Policies], values: list[Values], batch: Batch, sigma: Tensor | float
-    ) -> None:
+    def _update_statistics(self, sample: Outputs, batch: Batch, sigma: Tensor | float) -> None:
         metrics: list[Metric] = []
-        if policies:
-            metrics.append(self._policy_metric(policies[0], batch))
-        if values:
-            metrics.append(self._value_metric(values[0], batch, sigma))
-        rows = (policies or values)[0].rows
-        weights = None if batch.weights is None else batch.weights[rows]
+        if sample.policies is not None:
+            metrics.append(self._policy_metric(sample.policies, batch))
+        if sample.values is not None:
+            metrics.append(self._value_metric(sample.values, batch, sigma))
+        weights = None if batch.weights is None else batch.weights[sample.rows]
         try:
             self.optimizer.update_statistics(metrics[0] if len(metrics) == 1 else Joint(*metrics), weights)
         except ValueError as error:  # a torso whose layers the curvature does not fit
@@ -246,8 +210,7 @@ class Learner:
 
     def _control(
         self,
-        policies: list[Policies],
-        values: list[Values],
+        forward: ForwardPass,
         batch: Batch,
         sigma: Tensor | float,
         *,
@@ -256,6 +219,7 @@ class Learner:
     ) -> Divergence | None:
         """Measure the step and shorten it where a limit or the line search says so; None where nobody asks."""
         settings, desired_kl = self.settings, self._desired_kl(progress)
+        policies, values = forward.policies, forward.values
         searches = settings.line_search > 0 and bool(policies)
         policy_limit = self._radius(settings.max_measured_kl, progress) if policies else None
         if searches and policy_limit is None:
@@ -270,12 +234,10 @@ class Learner:
             with self._as_drawn():
                 return measure(
                     self.policy,
-                    policies,
-                    values,
+                    forward.parts if searches else [forward.sample],
                     batch,
                     sigma=sigma,
-                    extremes=value_limit is not None,
-                    whole=searches,
+                    extremes=joined_values(values, batch) if value_limit is not None else None,
                     normalize_advantages=settings.normalize_advantages,
                 )
 
@@ -304,7 +266,7 @@ class Learner:
         """K-FAC's state, the rotation and the step size; the generator is its owner's to save."""
         return {
             "optimizer": optimizer_state(self.optimizer),
-            "rotation": self._rotation,
+            "rotation": self._passes.turn,
             "rejected": self.rejected,
             "step_control": self._step_control.state_dict(),
             "damping_control": self._damping_control.state_dict(),
@@ -313,32 +275,10 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self._rotation = state["rotation"]
+        self._passes.turn = state["rotation"]
         self.rejected = state["rejected"]
         self._step_control.load_state_dict(state["step_control"])
         self._damping_control.load_state_dict(state["damping_control"])
-
-
-def rotating_part(rows: int, num_envs: int, parts: int, turn: int) -> tuple[Tensor, Tensor]:
-    """Which rows the curvature is taken from: every environment's, at every so many of its steps.
-
-    Neighbouring frames say much the same, so the rows of a part lie on diagonals of (steps, environments).
-
-    Args:
-        rows: M, a multiple of `num_envs`, time-major.
-        num_envs: N.
-        parts: into how many the batch is divided, at most M; none of them is empty.
-        turn: the part wanted, modulo `parts`.
-
-    Returns:
-        Indices of the part's rows and of all others, on the CPU.
-    """
-    index = torch.arange(rows)
-    diagonal = index % num_envs + index // num_envs
-    if parts > num_envs + rows // num_envs - 1:  # fewer diagonals than parts
-        diagonal = index
-    taken = diagonal % parts == turn % parts
-    return index[taken], index[~taken]
 
 
 def _entropy_coef(settings: Settings, progress: float) -> float:

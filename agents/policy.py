@@ -1,7 +1,8 @@
 """The actor-critic: observations to a distribution over actions and a value."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import gymnasium
 import torch
@@ -10,7 +11,7 @@ from torch.distributions import Distribution
 from torch.nn import functional
 
 from acktr.agents.distributions import build_head, most_probable, squashed
-from acktr.agents.encoders import build_encoder
+from acktr.agents.encoders import Encoder, build_encoder
 from acktr.agents.networks import build_torso, orthogonal_linear
 from acktr.agents.observations import Observations
 from acktr.agents.settings import Settings
@@ -54,6 +55,21 @@ class ActorCritic(nn.Module):
         features = _width(self.torso, self.encoder.shape)
         self.policy_head = build_head(action_space, features, settings)
         self.value_head = orthogonal_linear(features, 1, gain=1.0)
+        self._precision = torch.float32
+
+    def use_precision(self, dtype: torch.dtype) -> None:
+        """Compute the torsos in float32 or bfloat16 from now on; parameters and heads stay as they are."""
+        self._precision = dtype
+        for module in self.encoder.modules():
+            if isinstance(module, Encoder):
+                module.frame_dtype = None if dtype == torch.float32 else dtype
+
+    @contextlib.contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """For forward passes without gradients while the weights stay: they are rounded once, not in every pass."""
+        # what autocast has rounded is forgotten when the outermost of nested contexts is left
+        with torch.autocast(self.value_head.weight.device.type, enabled=False):
+            yield
 
     def forward(self, observations: Observations) -> tuple[Distribution, Tensor]:
         """Distributions over actions and values.
@@ -75,12 +91,21 @@ class ActorCritic(nn.Module):
 
     def _features(self, observations: Observations) -> tuple[Tensor, Tensor]:
         encoded = self.encoder(observations)
-        features = self.torso(encoded)
-        return features, features if self.value_torso is None else self.value_torso(encoded)
+        features = self._through(self.torso, encoded)
+        return features, features if self.value_torso is None else self._through(self.value_torso, encoded)
+
+    def _through(self, torso: nn.Module, encoded: Observations) -> Tensor:
+        weight = self.value_head.weight
+        if self._precision == torch.float32:
+            features: Tensor = torso(encoded)
+            return features
+        with torch.autocast(weight.device.type, dtype=self._precision):
+            return torso(encoded).to(weight)  # type: ignore[no-any-return]
 
     def distribution(self, observations: Observations) -> Distribution:
         """N distributions over actions alone."""
-        distribution: Distribution = self.policy_head(self.torso(self.encoder(observations)))
+        features = self._through(self.torso, self.encoder(observations))
+        distribution: Distribution = self.policy_head(features)
         return distribution
 
     def values(self, observations: Observations) -> Tensor:
@@ -95,8 +120,7 @@ class ActorCritic(nn.Module):
 
     def _value_features(self, observations: Observations) -> Tensor:
         torso = self.torso if self.value_torso is None else self.value_torso
-        features: Tensor = torso(self.encoder(observations))
-        return features
+        return self._through(torso, self.encoder(observations))
 
     def _held(self, features: Tensor) -> Tensor:
         return functional.linear(features, self.value_head.weight.detach()).squeeze(-1)

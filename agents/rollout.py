@@ -1,6 +1,8 @@
 """The on-policy buffer: T steps of N environments, preallocated, turned into one batch."""
 
+import contextlib
 import dataclasses
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -8,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acktr.agents.encoders import is_image
 from acktr.agents.observations import Observations, take_rows, to_tensors
 from acktr.agents.policy import ActorCritic
+from acktr.agents.recall import Recall
 from acktr.agents.returns import gae
-from acktr.envs.batches import ObservationBatch, leaf_spaces, map_leaves
+from acktr.envs.batches import ObservationBatch, leaf_spaces, leaves, map_leaves
 from acktr.envs.vector import Step
 
 
@@ -27,6 +31,7 @@ class Batch:
         weights: (M,) with 0 for rows that are no real transition, or None when all rows are real.
         valid_rows: number of real transitions.
         num_envs: N.
+        recall: what the layers gave while acting, or None.
     """
 
     observations: Observations
@@ -36,6 +41,18 @@ class Batch:
     weights: Tensor | None
     valid_rows: int
     num_envs: int
+    recall: Recall | None = None
+
+    @property
+    def forward_is_known(self) -> bool:
+        """Whether `replaying` spares the forward pass: the weights are those that acted."""
+        return self.recall is not None and self.recall.is_valid
+
+    def replaying(self, rows: Tensor | slice) -> contextlib.AbstractContextManager[Any]:
+        """For a forward pass of these rows: its layers' outputs are taken from the rollout's where that is possible."""
+        if self.recall is None or not self.recall.is_valid:
+            return contextlib.nullcontext()
+        return self.recall.replaying(rows)
 
     def observed(self, rows: Tensor | slice) -> Observations:
         """Observations of some rows."""
@@ -50,16 +67,28 @@ class Rollout:
         num_envs: N.
         observation_space: of one environment.
         device: where the batch lives.
+        recalls: keep what the policy's layers give, too, for `Batch.replaying`.
     """
 
     def __init__(
-        self, *, num_steps: int, num_envs: int, observation_space: gymnasium.Space[object], device: torch.device
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        observation_space: gymnasium.Space[object],
+        device: torch.device,
+        recalls: bool = False,
     ) -> None:
         def storage(space: gymnasium.Space[object]) -> Tensor:
-            shape = (num_steps + 1, num_envs, *(space.shape or ()))
-            return torch.zeros(shape, dtype=_observation_dtype(space), device=device)
+            shape = [num_steps + 1, num_envs, *(space.shape or ())]
+            if not is_image(space):
+                return torch.zeros(shape, dtype=_observation_dtype(space), device=device)
+            # channels last in memory, as the encoder wants them: put in that order once, not at every use
+            channels = shape.pop(2)
+            return torch.zeros((*shape, channels), dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
 
         self.num_steps = num_steps
+        self._recall = Recall(num_steps=num_steps, num_envs=num_envs) if recalls else None
         inner = leaf_spaces(observation_space)
         nested = isinstance(observation_space, gymnasium.spaces.Dict)
         self.observations: Observations = map_leaves(storage, inner if nested else observation_space)
@@ -79,6 +108,10 @@ class Rollout:
             self._keep(0, observations)
         self._actions.clear()
         self._finals.clear()
+
+    def acting(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """For the forward pass that step `index` acts by."""
+        return contextlib.nullcontext() if self._recall is None else self._recall.recording(index)
 
     def store(self, index: int, *, actions: Tensor, values: Tensor, rewards: NDArray[np.floating], step: Step) -> None:
         """Keep step `index`: what was done and what came of it.
@@ -155,6 +188,7 @@ class Rollout:
             weights=None,
             valid_rows=int(self._valid.sum()),
             num_envs=self._valid.shape[1],
+            recall=self._recall,
         )
         if batch.valid_rows == self._valid.size:
             return batch
@@ -176,6 +210,8 @@ def _without_invalid_rows(batch: Batch, valid: Tensor) -> Batch:
         advantages=torch.where(valid, batch.advantages, 0.0),
         returns=torch.where(valid, batch.returns, 0.0),
         weights=valid.to(torch.float32),
+        # what the layers made of a NaN is not cleared
+        recall=None if any(leaf.is_floating_point() for leaf in leaves(batch.observations)) else batch.recall,
     )
 
 

@@ -18,6 +18,7 @@ from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.plots import plot
 from acktr.agents.policy import ActorCritic
 from acktr.agents.policy_files import check_remakable
+from acktr.agents.precision import choose_precision
 from acktr.agents.reporting import Reporter
 from acktr.agents.run_folder import CURVE_FILE, SETTINGS_FILE, RunFolder
 from acktr.agents.settings import Settings
@@ -53,13 +54,14 @@ def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()
         settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         device, reason = choose_device(settings, environment)
+        settings, precision = with_precision(settings, environment, device)
         streams = Streams(settings.seed, device)
         streams.seed_globals()
         policy = build_policy(settings, environment, device)
         updater = build_updater(settings, policy, streams)
         folder = RunFolder.create(settings, run_dir)
         with folder.lock(), Reporter(folder, settings) as reporter:
-            for note in (*notes, *environment.notes, reason, f"run folder: {folder.path}"):
+            for note in (*notes, *environment.notes, reason, precision, f"run folder: {folder.path}"):
                 reporter.message(note)
             trainer = Trainer(
                 settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
@@ -109,6 +111,7 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
         settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
         chosen, reason = choose_device(settings, environment)
+        settings, precision = with_precision(settings, environment, chosen)
         streams = Streams(settings.seed, chosen)
         streams.seed_globals()
         policy = build_policy(settings, environment, chosen)
@@ -120,7 +123,7 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
             trainer = Trainer(
                 settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
             )
-            for note in (*environment.notes, reason):
+            for note in (*environment.notes, reason, precision):
                 reporter.message(note)
             if state is None:
                 reporter.message("no checkpoint was written before the interruption: starting from the beginning")
@@ -184,12 +187,23 @@ def with_choices(settings: Settings, environment: VectorEnvironment) -> Settings
     return dataclasses.replace(settings, vectorization=environment.vectorization)
 
 
+def with_precision(settings: Settings, environment: VectorEnvironment, device: torch.device) -> tuple[Settings, str]:
+    """The settings with the precision that suits network and device, so that a resumed run keeps it, and the reason.
+
+    Raises:
+        UserError: a precision that the device does not have.
+    """
+    dtype, reason = choose_precision(settings, device, convolutional=is_convolutional(settings, environment))
+    return dataclasses.replace(settings, precision=str(dtype).removeprefix("torch.")), reason  # type: ignore[arg-type]
+
+
 def build_policy(
     settings: Settings, environment: VectorEnvironment, device: torch.device, *, torso: nn.Module | None = None
 ) -> ActorCritic:
     """A fresh policy for the environment's spaces, on the device."""
-    policy = ActorCritic(environment.observation_space, environment.action_space, settings, torso=torso)
-    return policy.to(device)
+    policy = ActorCritic(environment.observation_space, environment.action_space, settings, torso=torso).to(device)
+    policy.use_precision(choose_precision(settings, device, convolutional=is_convolutional(settings, environment))[0])
+    return policy
 
 
 def build_updater(settings: Settings, policy: ActorCritic, streams: Streams) -> Updater:

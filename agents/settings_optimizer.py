@@ -112,6 +112,12 @@ class OptimizerSettings:
     inverse_interval: int = setting(
         10, "Updates between refreshes of a layer's inverse.", typical="1 to 20", origin="Kostrikov's code", low=1
     )
+    reuse_forward: bool = setting(
+        True,
+        "Convolutional networks: learn on what the layers gave while acting, in place of a second forward pass.",
+        typical="true",
+        origin="this project",
+    )
     stat_fraction: float = setting(
         1.0,
         "Share of the batch that the factors are taken from, rotating.",

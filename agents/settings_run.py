@@ -30,6 +30,13 @@ class RunSettings:
         typical="auto",
         origin="this project",
     )
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "Of the torso's forward and backward passes; parameters and curvature stay float32. auto: bfloat16 for "
+        "convolutions on CPUs that multiply it natively, else float32.",
+        typical="auto",
+        origin="this project",
+    )
     num_threads: int = setting(
         0,
         "CPU threads for torch and the emulator; 0 takes what the process may use.",

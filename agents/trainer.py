@@ -15,6 +15,7 @@ from torch.profiler import record_function
 
 from acktr.agents.normalization import RewardScale
 from acktr.agents.policy import ActorCritic
+from acktr.agents.recall import recallable
 from acktr.agents.reporting import Reporter
 from acktr.agents.rollout import Batch, Rollout
 from acktr.agents.run_folder import RunFolder
@@ -67,6 +68,7 @@ class Trainer:
             num_envs=environment.num_envs,
             observation_space=environment.observation_space,
             device=self.device,
+            recalls=settings.reuse_forward and recallable(policy.torso),
         )
         self.timesteps = 0
         self.updates = 0
@@ -142,7 +144,7 @@ class Trainer:
         return before + (1 - before) * (self.timesteps - since) / max(1, self.settings.total_timesteps - since)
 
     def _collect(self) -> Batch:
-        with self.updater.exploring():
+        with self.updater.exploring(), self.policy.unchanging():
             return self._roll_out()
 
     def _roll_out(self) -> Batch:
@@ -150,7 +152,7 @@ class Trainer:
         rollout.start(self._fresh)
         self._fresh = None
         for index in range(settings.num_steps):
-            with record_function("acktr::act"):
+            with record_function("acktr::act"), rollout.acting(index):
                 actions, outcomes, values = self.policy.act_and_value(
                     rollout.observed(index), generator=self.streams.actions
                 )

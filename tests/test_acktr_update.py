@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acktr.agents.acktr import ACKTRUpdater
-from acktr.agents.learner import rotating_part
+from acktr.agents.forward_pass import rotating_part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings

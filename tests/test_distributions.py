@@ -16,6 +16,7 @@ from acktr.agents.distributions import (
     LOG_STD_REACH,
     GaussianHead,
     SquashedGaussian,
+    at_rows,
     build_head,
     most_probable,
     squashed,
@@ -164,3 +165,26 @@ def test_what_does_not_fit_the_action_space_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=reason):
         head(space, **settings)
+
+
+@pytest.mark.parametrize(
+    ("space", "settings"),
+    [
+        (Discrete(3), {}),
+        (MultiDiscrete([3, 2]), {}),
+        (MultiBinary(4), {}),
+        (Box(-1, 1, (2,)), {}),
+        (Box(-1, 1, (2,)), {"squash_actions": True, "state_dependent_std": True}),
+    ],
+    ids=["Categorical", "MultiCategorical", "Bernoulli", "Gaussian", "squashed"],
+)
+def test_some_rows_of_a_batch_of_distributions_are_those_rows(space: gymnasium.Space[Any], settings: Any) -> None:
+    whole = head(space, policy_gain=1.0, **settings)(torch.randn(5, 6))
+    rows = torch.tensor([4, 0, 2])
+    part = at_rows(whole, rows)
+    assert type(part) is type(whole)
+    draws = sample(whole, torch.Generator().manual_seed(0)).detach()
+    torch.testing.assert_close(part.log_prob(draws[rows]), whole.log_prob(draws)[rows].detach())
+    assert not part.log_prob(draws[rows]).requires_grad
+    torch.testing.assert_close(part.entropy(), whole.entropy()[rows].detach())
+    assert mean_kl(at_rows(whole, rows), part) == 0

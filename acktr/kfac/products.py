@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 _SMALLEST = 1 << 16
 """Multiplications below which oneDNN's overhead of some 15 microseconds does not pay."""
@@ -40,6 +41,27 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
     # a linear layer's x Wᵀ with W = rightᵀ
     return _onednn(left[0], right[0].T, None, "none", [], "").unsqueeze(0)
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`functional.linear`, on the same kernel where no graph is wanted.
+
+    Args:
+        rows: (..., i).
+        weight: (o, i).
+        bias: (o,) or None.
+    """
+    plain = (
+        rows.device.type == "cpu"
+        and rows.dtype == weight.dtype == torch.float32
+        and rows.dim() == 2
+        and rows.is_contiguous()
+        and weight.is_contiguous()
+    )
+    wanted = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or rows.numel() * len(weight) < _SMALLEST
+    if _onednn is None or not plain or wanted:
+        return functional.linear(rows, weight, bias)
+    return _onednn(rows, weight, bias, "none", [], "")
 
 
 def _dense(matrices: Tensor) -> bool:

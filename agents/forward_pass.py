@@ -1,0 +1,152 @@
+"""The pass forward on a batch: all rows for the loss, and a sample for the curvature and the measure of the step.
+
+Where the rollout's own outputs serve (`acktr.agents.recall`) neither costs much: the whole batch makes one graph for
+the loss, the sample another for the curvature. Otherwise the batch goes through the network in two parts, the sample
+with K-FAC's capture on and the rest without, so that no row goes through it twice.
+"""
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from acktr.agents.distributions import at_rows
+from acktr.agents.losses import Policies, Rows, Values
+from acktr.agents.policy import ActorCritic
+from acktr.agents.rollout import Batch
+from acktr.kfac import KFAC
+
+Head = Literal["policy", "value"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What the heads gave for some rows; None of a head that is not trained."""
+
+    rows: Rows
+    policies: Policies | None
+    values: Values | None
+
+    def at(self, rows: Tensor) -> "Outputs":
+        """Some of the rows, of outputs of the whole batch in its order."""
+        policies, values = self.policies, self.values
+        if policies is not None:
+            policies = Policies(rows=rows, distribution=at_rows(policies.distribution, rows))
+        if values is not None:
+            values = Values(rows=rows, values=values.values[rows])
+        return Outputs(rows=rows, policies=policies, values=values)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardPass:
+    """Outputs of a batch.
+
+    Attributes:
+        parts: cover the batch once together.
+        sample: one of them, or outputs of some of the same rows by themselves.
+        is_captured: whether K-FAC has recorded the sample's pass.
+    """
+
+    parts: list[Outputs]
+    sample: Outputs
+    is_captured: bool
+
+    @property
+    def policies(self) -> list[Policies]:
+        """Of all parts; none of a critic alone."""
+        return [part.policies for part in self.parts if part.policies is not None]
+
+    @property
+    def values(self) -> list[Values]:
+        """Of all parts; none of a policy alone."""
+        return [part.values for part in self.parts if part.values is not None]
+
+
+class ForwardPasses:
+    """Makes them, the samples rotating through the batches.
+
+    Args:
+        policy: the whole network.
+        heads: those that are trained.
+        fraction: of the rows that are sampled, above 0 to 1.
+        holds_values: give `Values.held`, too.
+
+    Attributes:
+        turn: passes made, which the rotation goes by.
+    """
+
+    def __init__(self, policy: ActorCritic, heads: tuple[Head, ...], *, fraction: float, holds_values: bool) -> None:
+        self.turn = 0
+        self._policy = policy
+        self._heads = heads
+        self._fraction = fraction
+        self._holds_values = holds_values
+        self._samples: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def run(self, batch: Batch, optimizer: KFAC) -> ForwardPass:
+        """Outputs of the batch, of which the optimizer has captured a sample where it wants one."""
+        rows = len(batch.advantages)
+        parts = max(1, min(rows, round(1 / self._fraction)))
+        due = optimizer.statistics_due
+        if parts == 1:
+            with optimizer.capture():
+                whole = self._outputs(batch, slice(None))
+            return ForwardPass(parts=[whole], sample=whole, is_captured=due)
+        chosen, rest = self._sample(batch, rows, parts)
+        self.turn += 1
+        if batch.forward_is_known or not due:
+            whole = self._outputs(batch, slice(None))
+            if not due:
+                return ForwardPass(parts=[whole], sample=whole.at(chosen), is_captured=False)
+            with optimizer.capture():
+                return ForwardPass(parts=[whole], sample=self._outputs(batch, chosen), is_captured=True)
+        with optimizer.capture():
+            sample = self._outputs(batch, chosen)
+        return ForwardPass(parts=[sample, self._outputs(batch, rest)], sample=sample, is_captured=True)
+
+    def _sample(self, batch: Batch, rows: int, parts: int) -> tuple[Tensor, Tensor]:
+        key = (rows, batch.num_envs, parts, self.turn % parts)
+        if key not in self._samples:  # made and moved to the device once
+            device = batch.returns.device
+            chosen, rest = rotating_part(rows, batch.num_envs, parts, self.turn)
+            self._samples[key] = chosen.to(device), rest.to(device)
+        return self._samples[key]
+
+    def _outputs(self, batch: Batch, rows: Rows) -> Outputs:
+        observations = batch.observed(rows)
+        policies: Policies | None = None
+        values: Values | None = None
+        with batch.replaying(rows):
+            if self._heads == ("policy",):
+                policies = Policies(rows=rows, distribution=self._policy.distribution(observations))
+            elif self._heads == ("value",):
+                predicted, held = self._policy.values_and_held(observations)
+                values = Values(rows=rows, values=predicted, held=held if self._holds_values else None)
+            else:
+                distribution, predicted, held = self._policy.evaluate(observations)
+                policies = Policies(rows=rows, distribution=distribution)
+                values = Values(rows=rows, values=predicted, held=held if self._holds_values else None)
+        return Outputs(rows=rows, policies=policies, values=values)
+
+
+def rotating_part(rows: int, num_envs: int, parts: int, turn: int) -> tuple[Tensor, Tensor]:
+    """Which rows a sample consists of: every environment's, at every so many of its steps.
+
+    Neighbouring frames say much the same, so the rows of a part lie on diagonals of (steps, environments).
+
+    Args:
+        rows: M, a multiple of `num_envs`, time-major.
+        num_envs: N.
+        parts: into how many the batch is divided, at most M; none of them is empty.
+        turn: the part wanted, modulo `parts`.
+
+    Returns:
+        Indices of the part's rows and of all others, on the CPU.
+    """
+    index = torch.arange(rows)
+    diagonal = index % num_envs + index // num_envs
+    if parts > num_envs + rows // num_envs - 1:  # fewer diagonals than parts
+        diagonal = index
+    taken = diagonal % parts == turn % parts
+    return index[taken], index[~taken]

@@ -1,0 +1,94 @@
+"""Layers whose output is known already: no forward pass, the usual backward pass."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from acktr.kfac.products import product
+
+Pair = int | tuple[int, int]
+
+
+class Known(NamedTuple):
+    """An output, wrapped: a tensor that a Function took and returned as it is could not be changed in place."""
+
+    tensor: Tensor
+
+
+class RecalledLinear(torch.autograd.Function):
+    """`functional.linear` of rows (M, i), weight (o, i) and bias (o,), with its output (M, o) given.
+
+    Rows and output may be of lower precision than the weight; gradients of the parameters are then computed in that
+    precision, with sums in float32, as under autocast.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, output: Known) -> Tensor:
+        """Give the output."""
+        ctx.save_for_backward(inputs, weight)
+        return output.tensor
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of inputs, weight and bias."""
+        inputs, weight = ctx.saved_tensors
+        to_inputs, to_weight, to_bias = ctx.needs_input_grad[:3]
+        return (
+            product(gradient[None], weight.to(gradient)[None])[0] if to_inputs else None,
+            product(gradient.mT[None], inputs.to(gradient)[None])[0].to(weight) if to_weight else None,
+            gradient.sum(0, dtype=weight.dtype) if to_bias else None,
+            None,
+        )
+
+
+class RecalledConv2d(torch.autograd.Function):
+    """`functional.conv2d` likewise, of (M, C, H, W), its geometry after the output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Known,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        """Give the output."""
+        ctx.save_for_backward(inputs, weight)
+        ctx.geometry = stride, padding, dilation, groups
+        return output.tensor
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of inputs, weight and bias."""
+        inputs, weight = ctx.saved_tensors
+        stride, padding, dilation = (_pair(value) for value in ctx.geometry[:3])
+        to_inputs, to_weight, to_bias = torch.ops.aten.convolution_backward(
+            gradient,
+            inputs.to(gradient),
+            weight.to(gradient.dtype),
+            [len(weight)],
+            stride,
+            padding,
+            dilation,
+            False,  # transposed
+            [0, 0],  # output padding, of transposed ones
+            ctx.geometry[3],
+            list(ctx.needs_input_grad[:3]),
+        )
+        return (
+            to_inputs,
+            None if to_weight is None else to_weight.to(weight),
+            None if to_bias is None else to_bias.to(weight),
+            *[None] * 5,
+        )
+
+
+def _pair(value: Pair) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)

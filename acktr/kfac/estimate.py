@@ -2,26 +2,40 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.averages import Share
 from acktr.kfac.batches import add_batch
-from acktr.kfac.blocks import Damping
+from acktr.kfac.blocks import Damping, RefreshReport
 from acktr.kfac.capture import Recorder
 from acktr.kfac.chains import chained
 from acktr.kfac.curvatures import BlockChoice
 from acktr.kfac.metrics import Metric
 from acktr.kfac.pace import Pace, has_its_turn
+from acktr.kfac.solvers import Attempt, Outcome, settled
 from acktr.kfac.units import Unit, build_units, recorded_modules
 
 _SHAPING = ("curvature", "structure", "damping_mode", "bias")
 """Choices that decide what a state holds; statistics may go on under another of the others."""
 
 DampingOf = Callable[[Unit], Damping]
+
+
+@runtime_checkable
+class _InTwoParts(Protocol):
+    """A block whose refresh leaves it to the caller to look at how its decompositions came out."""
+
+    def begin_refresh(self, damping: Damping) -> Sequence[Attempt]:
+        """Try them, without a look from the host."""
+        ...
+
+    def finish_refresh(self, outcomes: Sequence[Outcome]) -> RefreshReport:
+        """Take what came of them into use."""
+        ...
 
 
 class FisherEstimate:
@@ -111,9 +125,20 @@ class FisherEstimate:
 
     @torch.no_grad()
     def refresh(self, units: list[Unit], damping_of: DampingOf) -> None:
-        """Decompose some units."""
+        """Decompose some units: with one host read for all that comes out at once, whatever their number.
+
+        Further reads where a rung of the guard ladder fails, and for each eigenbasis, which torch itself looks at.
+        """
+        begun = []
         for unit in units:
-            report = unit.block.refresh(damping_of(unit))
+            block, damping = unit.block, damping_of(unit)
+            begun.append((block, damping, block.begin_refresh(damping) if isinstance(block, _InTwoParts) else []))
+        outcomes = iter(settled([attempt for _, _, attempts in begun for attempt in attempts]))
+        for block, damping, attempts in begun:
+            if isinstance(block, _InTwoParts):
+                report = block.finish_refresh([next(outcomes) for _ in attempts])
+            else:
+                report = block.refresh(damping)
             self.refresh_count += 1
             self.retry_count += report.retries
             self.stale_count += report.stale

@@ -1,5 +1,6 @@
 """The Kronecker-factored block of a weight matrix."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from acktr.kfac.blocks import Damping, Missing, RefreshReport, copy_to, divided
 from acktr.kfac.factors import Factors
 from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
-from acktr.kfac.solvers import damped_inverse, eigenbasis
+from acktr.kfac.solvers import Attempt, Outcome, damped_inverse, eigenbasis, settled
 
 DampingMode = Literal["factored", "exact"]
 
@@ -59,17 +60,30 @@ class KroneckerBlock:
 
     def refresh(self, damping: Damping) -> RefreshReport:
         """Invert or decompose both factors; a factor that defies the guard ladder keeps the old pair in use."""
+        return self.finish_refresh(settled(self.begin_refresh(damping)))
+
+    def begin_refresh(self, damping: Damping) -> list[Attempt]:
+        """Try to invert both factors; nothing in mode "exact", for `eigh` is looked at by itself."""
+        A, G = self.inputs.value, self.outputs.value
+        if A is None or G is None or self.mode == "exact":
+            return []
+        damping_a, damping_g = factored_damping(A, G, damping)
+        return [damped_inverse(A, damping_a), damped_inverse(G, damping_g)]
+
+    def finish_refresh(self, outcomes: Sequence[Outcome]) -> RefreshReport:
+        """Take the inverses of `begin_refresh` into use, or decompose in mode "exact"."""
+        if not outcomes:
+            return self._decompose()
+        (right, retries_a), (left, retries_g) = outcomes
+        if left is None or right is None:
+            return RefreshReport(retries=retries_a + retries_g, stale=True)
+        self._left, self._right, self._scales = left, right, None
+        return RefreshReport(retries=retries_a + retries_g)
+
+    def _decompose(self) -> RefreshReport:
         A, G = self.inputs.value, self.outputs.value
         if A is None or G is None:
             return RefreshReport()
-        if self.mode == "factored":
-            damping_a, damping_g = factored_damping(A, G, damping)
-            right, retries_a = damped_inverse(A, damping_a)
-            left, retries_g = damped_inverse(G, damping_g)
-            if left is None or right is None:
-                return RefreshReport(retries=retries_a + retries_g, stale=True)
-            self._left, self._right, self._scales = left, right, None
-            return RefreshReport(retries=retries_a + retries_g)
         basis_a, retries_a = eigenbasis(A)
         basis_g, retries_g = eigenbasis(G)
         if basis_a is None or basis_g is None:

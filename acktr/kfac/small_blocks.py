@@ -1,5 +1,6 @@
 """Blocks without Kronecker structure: whole, diagonal, or none at all."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.blocks import Damping, Missing, RefreshReport, copy_to, divided
 from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
-from acktr.kfac.solvers import damped_cholesky
+from acktr.kfac.solvers import Attempt, Outcome, damped_cholesky, settled
 
 
 class FullBlock:
@@ -49,9 +50,19 @@ class FullBlock:
 
     def refresh(self, damping: Damping) -> RefreshReport:
         """Factor by Cholesky; systems are solved with the factor, for an inverse would cost three times as much."""
+        return self.finish_refresh(settled(self.begin_refresh(damping)))
+
+    def begin_refresh(self, damping: Damping) -> list[Attempt]:
+        """Try to factor; nothing before any statistics."""
         if self.moment.value is None:
+            return []
+        return [damped_cholesky(self.moment.value, damping * self.moment.value.new_ones(1))]
+
+    def finish_refresh(self, outcomes: Sequence[Outcome]) -> RefreshReport:
+        """Take the factor of `begin_refresh` into use."""
+        if not outcomes:
             return RefreshReport()
-        factor, retries = damped_cholesky(self.moment.value, damping * self.moment.value.new_ones(1))
+        ((factor, retries),) = outcomes
         if factor is None:
             return RefreshReport(retries=retries, stale=True)
         self._factor = factor[0]

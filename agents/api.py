@@ -24,13 +24,13 @@ from acktr.agents.runs import (
     choose_device,
     is_convolutional,
     make_environment,
-    set_threads,
     with_choices,
     with_precision,
 )
 from acktr.agents.settings import EVALUATION_SEED, Settings
 from acktr.agents.spaces import alike, first_difference, space_from_dict
 from acktr.agents.streams import Streams
+from acktr.agents.threads import set_threads
 from acktr.agents.trainer import Trainer
 from acktr.envs.make import EnvironmentLike, describe
 from acktr.envs.registry import find_spec

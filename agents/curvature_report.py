@@ -40,7 +40,8 @@ from acktr.agents.files import write_text_atomically
 from acktr.agents.play import check_spaces, policy_file
 from acktr.agents.policy import ActorCritic
 from acktr.agents.policy_files import load_policy
-from acktr.agents.runs import make_environment, set_threads
+from acktr.agents.runs import make_environment
+from acktr.agents.threads import set_threads
 from acktr.errors import UserError
 from acktr.kfac.errors import APPROXIMATIONS, BlockError, weight_errors
 

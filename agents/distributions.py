@@ -203,7 +203,7 @@ def build_head(space: gymnasium.Space[object], features: int, settings: Settings
     )
 
 
-def at_rows(distribution: Distribution, rows: Tensor) -> Distribution:
+def at_rows(distribution: Distribution, rows: Tensor | slice) -> Distribution:
     """Some of the N distributions that a head gave, without their graph."""
     if isinstance(distribution, SquashedGaussian):
         return SquashedGaussian(_normal_at(distribution.base_dist, rows))
@@ -220,7 +220,7 @@ def at_rows(distribution: Distribution, rows: Tensor) -> Distribution:
     return Categorical(logits=distribution.logits.detach()[rows], validate_args=False)
 
 
-def _normal_at(normal: Normal, rows: Tensor) -> Normal:
+def _normal_at(normal: Normal, rows: Tensor | slice) -> Normal:
     return Normal(normal.loc.detach()[rows], normal.scale.detach()[rows], validate_args=False)
 
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
+from acktr.agents.distributions import at_rows
 from acktr.agents.forward_pass import Outputs
 from acktr.agents.losses import learnt_advantages
 from acktr.agents.policy import ActorCritic
@@ -77,35 +79,54 @@ def measure(
     gains: list[Tensor] = []
     value_kls: list[Tensor] = []
     shares: list[Tensor] = []
+    largest = None if extremes is None else _largest(batch)
     for part in parts:
         rows, policies, values = part.rows, part.policies, part.values
-        observations = batch.observed(rows)
         weights = None if batch.weights is None else batch.weights[rows]
         shares.append(batch.returns.new_tensor(len(advantages[rows])) if weights is None else weights.sum())
-        if policies is not None and values is not None:
-            after, moved = policy(observations)
-        elif policies is not None:
-            after = policy.distribution(observations)
-        else:
-            moved = policy.values(observations)
-        if policies is not None:
+        after, moved, far = _outputs(policy, part, batch, beside=largest if part is parts[-1] else None)
+        if policies is not None and after is not None:
             before, actions = policies.distribution, batch.actions[rows]
             kls.append(mean_kl(before, after, weights).to(advantages))
             ratio = torch.exp(after.log_prob(actions) - before.log_prob(actions))
             gains.append(weighted_mean((ratio - 1) * advantages[rows], weights))
-        if values is not None:
+        if values is not None and moved is not None:
             value_kls.append(weighted_mean(_value_kl(values.values, moved, sigma), weights))
     extreme = zero = batch.returns.new_zeros(())
-    if extremes is not None:
-        largest = _largest(batch)
-        far = _value_kl(extremes[largest], policy.values(batch.observed(largest)), sigma)
-        extreme = weighted_mean(far, None if batch.weights is None else batch.weights[largest])
+    if extremes is not None and largest is not None and far is not None:
+        weights = None if batch.weights is None else batch.weights[largest]
+        extreme = weighted_mean(_value_kl(extremes[largest], far, sigma), weights)
     return Divergence(
         policy=_over_parts(kls, shares) if kls else zero,
         value=_over_parts(value_kls, shares) if value_kls else zero,
         extreme=extreme,
         gain=_over_parts(gains, shares) if gains else zero,
     )
+
+
+def _outputs(
+    policy: ActorCritic, part: Outputs, batch: Batch, *, beside: Tensor | None
+) -> tuple[Distribution | None, Tensor | None, Tensor | None]:
+    """Distributions and values of a part's rows, and the values of the rows `beside`, all in one forward pass."""
+    rows = part.rows
+    within = beside is None or isinstance(rows, slice)
+    observations = batch.observed(rows if within else torch.cat((rows, beside)))  # type: ignore[arg-type]
+    distribution: Distribution | None = None
+    values: Tensor | None = None
+    if part.policies is not None and part.values is not None:
+        distribution, values = policy(observations)
+    elif part.policies is not None:
+        distribution = policy.distribution(observations)
+    else:
+        values = policy.values(observations)
+    if beside is None or values is None:
+        return distribution, values, None
+    if isinstance(rows, slice):
+        return distribution, values, values[beside]
+    count = len(rows)
+    if distribution is not None:
+        distribution = at_rows(distribution, slice(count))
+    return distribution, values[:count], values[count:]
 
 
 def _over_parts(means: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:

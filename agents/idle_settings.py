@@ -6,7 +6,7 @@ from collections.abc import Collection
 from acktr.agents.settings import Settings
 from acktr.agents.settings_optimizer import A2CSettings, OptimizerSettings
 
-_SHARED_WITH_A2C = {"lr", "lr_schedule"}
+_SHARED_WITH_A2C = {"lr", "lr_schedule", "reuse_forward"}
 _OF_ACKTR = {field.name for field in dataclasses.fields(OptimizerSettings)} - _SHARED_WITH_A2C | {"center_values"}
 _OF_A2C = {field.name for field in dataclasses.fields(A2CSettings)}
 _OF_CRITIC = {name for name in _OF_ACKTR if name.startswith("critic_")}

@@ -127,10 +127,12 @@ class Learner:
             with record_function("acktr::loss_backward"):
                 torch.autograd.backward(objective)
         optimizer.step()
-        moved = self._control(forward, batch, scale.sigma, progress=progress, shown=shown)
+        with record_function("acktr::step_control"):
+            moved = self._control(forward, batch, scale.sigma, progress=progress, shown=shown)
         if moved is not None and policies:
             figures |= {"kl_measured": moved.policy + moved.value, "kl_policy": moved.policy}
-            figures["kl_predicted"] = optimizer.kl_predicted
+            if shown or self.region.max_kl > 0:  # else it takes products with F, which cost as much as the step
+                figures["kl_predicted"] = optimizer.kl_predicted
         if policies:
             figures |= {"trust_region_scale": optimizer.scale, **self._adapted(shown=shown)}
         return figures

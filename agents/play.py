@@ -12,8 +12,9 @@ from acktr.agents.evaluation import MOST_ENVS, customary, evaluate, playing_sett
 from acktr.agents.files import write_text_atomically
 from acktr.agents.policy_files import LoadedPolicy, load_policy
 from acktr.agents.run_folder import EVALUATION_FILE, SETTINGS_FILE, RunFolder
-from acktr.agents.runs import choose_device, is_convolutional, make_environment, set_threads
+from acktr.agents.runs import choose_device, is_convolutional, make_environment
 from acktr.agents.spaces import first_difference
+from acktr.agents.threads import set_threads
 from acktr.agents.video import record
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from acktr.agents.threads import summed_over_parts
 from acktr.kfac.products import product
 
 Pair = int | tuple[int, int]
@@ -69,25 +70,37 @@ class RecalledConv2d(torch.autograd.Function):
         """Gradients of inputs, weight and bias."""
         inputs, weight = ctx.saved_tensors
         stride, padding, dilation = (_pair(value) for value in ctx.geometry[:3])
-        to_inputs, to_weight, to_bias = torch.ops.aten.convolution_backward(
-            gradient,
-            inputs.to(gradient),
-            weight.to(gradient.dtype),
-            [len(weight)],
-            stride,
-            padding,
-            dilation,
-            False,  # transposed
-            [0, 0],  # output padding, of transposed ones
-            ctx.geometry[3],
-            list(ctx.needs_input_grad[:3]),
-        )
-        return (
-            to_inputs,
-            None if to_weight is None else to_weight.to(weight),
-            None if to_bias is None else to_bias.to(weight),
-            *[None] * 5,
-        )
+        inputs, rounded = inputs.to(gradient), weight.to(gradient.dtype)
+
+        def backward(rows: slice, *wanted: bool) -> tuple[Tensor | None, ...]:
+            found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
+                gradient[rows],
+                inputs[rows],
+                rounded,
+                [len(weight)],
+                stride,
+                padding,
+                dilation,
+                False,  # transposed
+                [0, 0],  # output padding, of transposed ones
+                ctx.geometry[3],
+                list(wanted),
+            )
+            return found
+
+        def of_parameters(rows: slice) -> tuple[Tensor | None, ...]:
+            with torch.no_grad():
+                return tuple(
+                    None if found is None else found.to(weight) for found in backward(rows, False, *wanted[1:])
+                )
+
+        wanted = ctx.needs_input_grad[:3]
+        everything = slice(0, len(gradient))
+        if gradient.device.type != "cpu" or gradient.dtype == weight.dtype:
+            return (*backward(everything, *wanted), *[None] * 5)
+        # oneDNN's weight gradients in bfloat16: a hundred times slower on busy cores when left to share themselves out
+        to_inputs = backward(everything, True, False, False)[0] if wanted[0] else None
+        return (to_inputs, *summed_over_parts(of_parameters, len(gradient))[1:], *[None] * 5)
 
 
 def _pair(value: Pair) -> list[int]:

@@ -23,10 +23,10 @@ from acktr.agents.reporting import Reporter
 from acktr.agents.run_folder import CURVE_FILE, SETTINGS_FILE, RunFolder
 from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
+from acktr.agents.threads import set_threads
 from acktr.agents.trainer import Trainer
 from acktr.agents.updates import Updater
 from acktr.envs.batches import leaf_spaces
-from acktr.envs.cpus import usable_cpus
 from acktr.envs.make import EnvironmentLike, make_vec
 from acktr.envs.mujoco import Pixels
 from acktr.envs.vector import VectorEnvironment
@@ -243,24 +243,6 @@ def choose_device(settings: Settings, environment: VectorEnvironment) -> tuple[t
             f"device '{settings.device}' is not there: torch sees {count} CUDA devices; use --device cpu or auto"
         )
     return device, f"device: {device}, as asked"
-
-
-def set_threads(num_threads: int, *, small: bool = False) -> None:
-    """Let torch use that many CPU threads.
-
-    Args:
-        num_threads: the setting; 0 takes as many cores as this process may run on, or one for a small network, unless
-            the environment variable OMP_NUM_THREADS has said how many.
-        small: whether the network is an MLP on vectors, whose operations are too short to share out: a second thread
-            costs more than it brings, and several times more when the cores have other work.
-    """
-    torch.set_num_threads(num_threads or (1 if small else _threads_asked_for() or usable_cpus()))
-
-
-def _threads_asked_for() -> int:
-    """What OMP_NUM_THREADS says, 0 if nothing; of a list the outermost level counts."""
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() else 0
 
 
 def is_convolutional(settings: Settings, environment: VectorEnvironment) -> bool:

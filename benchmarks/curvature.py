@@ -18,9 +18,10 @@ from torch.func import functional_call, jvp
 from acktr.agents import checkpoint
 from acktr.agents.presets import resolve
 from acktr.agents.reporting import Reporter
-from acktr.agents.runs import build_policy, build_updater, choose_device, make_environment, set_threads
+from acktr.agents.runs import build_policy, build_updater, choose_device, make_environment
 from acktr.agents.settings import convert
 from acktr.agents.streams import Streams
+from acktr.agents.threads import set_threads
 from acktr.agents.trainer import Trainer
 from acktr.kfac import Fisher
 

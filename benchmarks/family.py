@@ -29,9 +29,10 @@ if __name__ == "__main__":
 from acktr.agents.metrics_file import Row, read_metrics
 from acktr.agents.presets import resolve
 from acktr.agents.reporting import Reporter
-from acktr.agents.runs import build_policy, build_updater, choose_device, make_environment, set_threads
+from acktr.agents.runs import build_policy, build_updater, choose_device, make_environment
 from acktr.agents.settings import convert
 from acktr.agents.streams import Streams
+from acktr.agents.threads import set_threads
 from acktr.agents.trainer import Trainer
 
 VARIANTS: dict[str, dict[str, str]] = {

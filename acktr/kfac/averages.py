@@ -29,11 +29,16 @@ class Share:
         return Share(keep=self.keep, add=self.add * factor)
 
 
+def looks_are_free(tensor: Tensor) -> bool:
+    """Whether a look at the tensor keeps nobody waiting: on a CPU, where a pass over its memory costs more."""
+    return tensor.device.type == "cpu"
+
+
 class RunningAverage:
     """Exponential average that is unbiased from its first value: a weighted sum over the sum of its weights.
 
     A batch without any valid example, or with a non-finite statistic, has weight 0 and leaves the value as it is; this
-    is decided by tensor arithmetic, with no host read. Until a batch counts, the value is that of the identity as a
+    is decided without a host read of another device. Until a batch counts, the value is that of the identity as a
     curvature: one of 0 would let the trust region pass any step.
 
     Args:
@@ -55,7 +60,10 @@ class RunningAverage:
             share: of the batch's mean.
         """
         usable = (weight > 0) & torch.isfinite(total.sum())
-        total.masked_fill_(~usable, 0.0)  # a NaN times a share of 0 would still be one
+        if not looks_are_free(total):
+            total.masked_fill_(~usable, 0.0)  # a NaN times a share of 0 would still be one
+        elif not usable:
+            total.zero_()
         fresh = share.add * usable.to(total.dtype)
         if self.value is None or self.mass is None:
             self.value, self.mass = self._neutral(total), torch.zeros_like(fresh)

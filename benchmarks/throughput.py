@@ -1,230 +1,301 @@
-"""Training steps per second of ACKTR, A2C and stable-baselines3's A2C, and where ACKTR's time goes.
+"""Training steps per second of ACKTR, A2C and stable-baselines3's A2C and PPO, what an update costs, and the memory.
 
-All contestants train in processes of their own, one at a time and in turn, for several rounds; medians over the rounds
-are compared, since a machine's speed drifts. Needs `pip install -e ".[bench]"`.
+All contestants train in processes of their own, one at a time and in turn, for several rounds. A ratio is taken within
+each round, since a machine's speed drifts; medians over the rounds are shown, with the lowest and the highest. Without
+`--env` BreakoutNoFrameskip-v4 at 16x20, 32x20 and 128x20 and HalfCheetah-v5 follow one another. Needs
+`pip install -e ".[bench]"` for stable-baselines3.
 
+    python benchmarks/throughput.py --json throughput.json
     python benchmarks/throughput.py --env BreakoutNoFrameskip-v4 --num-envs 16 --num-steps 20
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-if "sb3-a2c" not in sys.argv:
-    from acktr.process import tune
+CONTESTANTS = ("emulator", "a2c", "acktr", "sb3-a2c", "sb3-ppo", "a2c-float32", "acktr-float32")
+ON_REQUEST = ("sb3-a2c-subproc",)
+CONFIGURATIONS: tuple[tuple[str, int | None, int | None], ...] = (
+    ("BreakoutNoFrameskip-v4", 16, 20),
+    ("BreakoutNoFrameskip-v4", 32, 20),
+    ("BreakoutNoFrameskip-v4", 128, 20),
+    ("HalfCheetah-v5", None, None),
+)
+RATIOS = (
+    ("acktr", "sb3-a2c"),
+    ("acktr-float32", "sb3-a2c"),
+    ("a2c-float32", "sb3-a2c"),
+    ("acktr", "a2c"),
+    ("acktr-float32", "a2c-float32"),
+    ("acktr", "emulator"),
+)
+AT_EQUAL_PRECISION = (("acktr", "a2c"), ("acktr-float32", "a2c-float32"))
+EVERYTHING_ELSE = "everything else"
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("acktr", "agents", "envs", "configs", "benchmarks/*.py")
 
-    tune()  # as `acktr train` does; before torch is imported
-
-import numpy as np
-import psutil
-import torch
-
-CONTESTANTS = ("emulator", "acktr", "a2c", "sb3-a2c")
-WARMUP_UPDATES = 100
-"""K-FAC refreshes its inverses more often while young; what lasts is measured."""
-
-PHASES = {
-    "environment": "acktr::environment",
-    "act": "acktr::act",
-    "forward": "acktr::forward",
-    "sampled backward": "kfac::sampled_backward",
-    "factors": "kfac::factors",
-    "loss backward": "acktr::loss_backward",
-    "inverses": "kfac::inverses",
-    "apply": "kfac::step",
-}
+Results = dict[str, list[dict[str, Any]]]
+"""Of each contestant what `contestants.measure` gave, by round."""
 
 
 def main() -> None:
     """Measure and print; `--json FILE` keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="BreakoutNoFrameskip-v4")
-    parser.add_argument("--num-envs", type=int, default=16)
-    parser.add_argument("--num-steps", type=int, default=20)
+    parser.add_argument("--env", help="one environment in place of the four configurations")
+    parser.add_argument("--num-envs", type=int, help="the preset's if not given")
+    parser.add_argument("--num-steps", type=int, help="the preset's if not given")
+    parser.add_argument("--contestants", nargs="+", choices=(*CONTESTANTS, *ON_REQUEST), default=CONTESTANTS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15.0, help="measured per contestant and round")
+    parser.add_argument("--seconds", type=float, default=12.0, help="measured per contestant and round")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings other than the preset's")
-    parser.add_argument("--contestant", choices=(*CONTESTANTS, "profile"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of ours other than the preset's; those of K-FAC for ACKTR alone",
+    )
+    parser.add_argument("--contestant", choices=(*CONTESTANTS, *ON_REQUEST), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.env is None and (args.num_envs is not None or args.num_steps is not None or args.contestant):
+        parser.error("--num-envs and --num-steps go with --env")
     if args.contestant:
-        print(json.dumps(measure(args)))
+        print(json.dumps(measure_here(args)))
         return
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
-    for number in range(args.rounds):
-        for name in CONTESTANTS:
-            results[name].append(in_process(args, name))
-            rate = results[name][-1]["steps_per_second"]
-            print(f"round {number + 1}: {name:<10}{rate:8.0f} steps/s", file=sys.stderr)
-    phases = in_process(args, "profile")["milliseconds"]
-    report(args, results, phases)
-
-
-def in_process(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Run one contestant in a fresh process and return what it printed."""
-    words = [sys.executable, __file__, "--contestant", name, "--env", args.env, "--device", args.device]
-    words += ["--num-envs", str(args.num_envs), "--num-steps", str(args.num_steps), "--seconds", str(args.seconds)]
-    words += ["--set", *args.set]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one contestant, in this process."""
-    if args.contestant == "emulator":
-        rate = emulator_rate(args)
-    elif args.contestant == "sb3-a2c":
-        rate = sb3_rate(args)
-    else:
-        trainer = make_trainer(args, "a2c" if args.contestant == "a2c" else "acktr")
-        if args.contestant == "profile":
-            return {"milliseconds": profile(trainer)}
-        rate = timed(lambda: one_update(trainer), args)
-    return {"steps_per_second": rate, "memory_mb": psutil.Process().memory_info().rss / 2**20}
-
-
-def timed(update: Callable[[], None], args: argparse.Namespace) -> float:
-    """Steps per second of an update that makes num_envs x num_steps of them, after a warm-up."""
-    for _ in range(WARMUP_UPDATES):
-        update()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < args.seconds:
-        update()
-        count += 1
-    return count * args.num_envs * args.num_steps / (time.perf_counter() - start)
-
-
-def make_trainer(args: argparse.Namespace, algorithm: str) -> Any:
-    """A trainer with the preset as shipped and no run folder."""
-    from acktr.agents.presets import resolve
-    from acktr.agents.reporting import Reporter
-    from acktr.agents.runs import build_policy, build_updater, choose_device, make_environment, set_threads
-    from acktr.agents.settings import convert
-    from acktr.agents.streams import Streams
-    from acktr.agents.trainer import Trainer
-
-    overrides = {"env": args.env, "algorithm": algorithm, "num_envs": args.num_envs, "num_steps": args.num_steps}
-    changes = convert(dict(word.split("=", 1) for word in args.set), source="cli") if algorithm == "acktr" else {}
-    settings = resolve({**overrides, "device": args.device, **changes}).settings()
-    environment = make_environment(settings)
-    set_threads(0)
-    device, _ = choose_device(settings, environment)
-    streams = Streams(0, device)
-    streams.seed_globals()
-    policy = build_policy(settings, environment, device)
-    reporter = Reporter(None, settings, console=False)
-    updater = build_updater(settings, policy, streams)
-    trainer = Trainer(settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=None)
-    trainer._restart_environments()
-    return trainer
-
-
-def one_update(trainer: Any) -> None:
-    """Collect a rollout and learn from it, as the training loop does."""
-    trainer.updater.update(trainer._collect(), progress=0.1)
-
-
-def emulator_rate(args: argparse.Namespace) -> float:
-    """Steps per second of the environments alone, under random actions."""
-    from acktr.agents.presets import resolve
-    from acktr.agents.runs import make_environment
-
-    environment = make_environment(resolve({"env": args.env, "num_envs": args.num_envs}).settings())
-    environment.reset(list(range(args.num_envs)))
-    draw = np.random.default_rng(0)
-    actions = draw.integers(0, environment.action_space.n, (1000, args.num_envs))  # type: ignore[attr-defined]
-    position = 0
-
-    def update() -> None:
-        nonlocal position
-        for _ in range(args.num_steps):
-            environment.step(actions[position % 1000])
-            position += 1
-
-    return timed(update, args)
-
-
-def sb3_rate(args: argparse.Namespace) -> float:
-    """Steps per second of stable-baselines3's A2C with its CnnPolicy on its own Atari wrappers."""
-    import ale_py
-    import gymnasium
-    from stable_baselines3 import A2C
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_atari_env
-    from stable_baselines3.common.vec_env import VecFrameStack
-
-    gymnasium.register_envs(ale_py)
-    env = VecFrameStack(make_atari_env(args.env, n_envs=args.num_envs, seed=0), n_stack=4)
-    model = A2C("CnnPolicy", env, n_steps=args.num_steps, ent_coef=0.01, vf_coef=0.25, verbose=0)
-
-    class Clock(BaseCallback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.updates, self.start, self.counted = 0, 0.0, 0
-
-        def _on_rollout_start(self) -> None:
-            self.updates += 1
-            if self.updates == 8:
-                self.start, self.counted = time.perf_counter(), self.num_timesteps
-
-        def _on_step(self) -> bool:
-            return self.updates < 8 or time.perf_counter() - self.start < args.seconds
-
-    clock = Clock()
-    model.learn(10**9, callback=clock)
-    return (model.num_timesteps - clock.counted) / (time.perf_counter() - clock.start)
-
-
-def profile(trainer: Any, updates: int = 20) -> dict[str, float]:
-    """Milliseconds per update by phase, from the labels in the code."""
-    for _ in range(WARMUP_UPDATES):
-        one_update(trainer)
-    start = time.perf_counter()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        for _ in range(updates):
-            one_update(trainer)
-    total = 1e3 * (time.perf_counter() - start) / updates
-    by_label = {event.key: event.cpu_time_total / 1e3 / updates for event in profiler.key_averages()}
-    phases = {name: by_label.get(label, 0.0) for name, label in PHASES.items()}
-    phases["apply"] -= phases["inverses"]  # refreshes happen inside the step
-    phases["everything else"] = max(0.0, total - sum(phases.values()))
-    return phases
-
-
-def report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]], phases: dict[str, float]) -> None:
-    """Print the tables."""
-    rates = {name: [round_["steps_per_second"] for round_ in rounds] for name, rounds in results.items()}
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    memory = {name: max(round_["memory_mb"] for round_ in rounds) for name, rounds in results.items()}
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
-    print(f"{args.env}, {args.num_envs} x {args.num_steps}, float32, {machine}")
-    for name in CONTESTANTS:
-        low, high = min(rates[name]), max(rates[name])
-        print(f"  {name:<10}{medians[name]:8.0f} steps/s  [{low:.0f}, {high:.0f}]  {memory[name]:6.0f} MB resident")
-    ratios = {
-        "acktr / sb3-a2c": medians["acktr"] / medians["sb3-a2c"],
-        "a2c / sb3-a2c": medians["a2c"] / medians["sb3-a2c"],
-        "acktr / a2c": medians["acktr"] / medians["a2c"],
-        "acktr / emulator": medians["acktr"] / medians["emulator"],
+    chosen = present(tuple(dict.fromkeys(args.contestants)))
+    content: dict[str, Any] = {
+        **commit(),
+        "machine": machine(),
+        "arguments": {name: value for name, value in vars(args).items() if name not in ("json", "contestant")},
+        "configurations": [],
     }
-    for name, ratio in ratios.items():
-        print(f"  {name:<18}{ratio:6.2f}")
-    print("  milliseconds of an ACKTR update, under the profiler:")
-    for name, value in phases.items():
-        print(f"    {name:<18}{value:7.1f}")
-    if args.json:
-        content = {"rates": rates, "memory_mb": memory, "ratios": ratios, "milliseconds": phases}
-        content["arguments"] = {name: value for name, value in vars(args).items() if name != "json"}
-        args.json.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    given = ((args.env, args.num_envs, args.num_steps),)
+    for env, num_envs, num_steps in CONFIGURATIONS if args.env is None else given:
+        results = compare(args, chosen, env, num_envs, num_steps)
+        report(env, results, content)
+        content["configurations"].append(
+            {"env": env, "results": results, "ratios": ratios(results), "wall_time_ratios": wall_time_ratios(results)}
+        )
+        if args.json:
+            args.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def measure_here(args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one contestant, in this process."""
+    if not args.contestant.startswith("sb3-"):  # which trains as it comes
+        from acktr.process import tune
+
+        tune()  # as `acktr train` does; before torch is imported
+    from contestants import Task, measure
+
+    task = Task(
+        env=args.env,
+        num_envs=args.num_envs,
+        num_steps=args.num_steps,
+        seconds=args.seconds,
+        device=args.device,
+        changes=tuple(args.set),
+    )
+    return measure(args.contestant, task)
+
+
+def present(contestants: tuple[str, ...]) -> tuple[str, ...]:
+    """Those whose package is installed; says which are left out."""
+    if importlib.util.find_spec("stable_baselines3") is not None:
+        return contestants
+    missing = [name for name in contestants if name.startswith("sb3-")]
+    if missing:
+        print(f"left out, as stable-baselines3 is not installed: {', '.join(missing)}", file=sys.stderr)
+    return tuple(name for name in contestants if name not in missing)
+
+
+def compare(
+    args: argparse.Namespace, contestants: tuple[str, ...], env: str, num_envs: int | None, num_steps: int | None
+) -> Results:
+    """Let all contestants of one configuration take turns."""
+    results: Results = {name: [] for name in contestants}
+    for number in range(args.rounds):
+        for name in contestants:
+            plain = results.get(name.removesuffix("-float32"), [])
+            if name.endswith("-float32") and plain and plain[0]["precision"] == "float32":
+                results[name] = plain  # nothing else to measure
+                continue
+            result = in_process(args, name, env, num_envs, num_steps)
+            results[name].append(result)
+            print(f"round {number + 1}: {name:<16}{result['steps_per_second']:8.0f} steps/s", file=sys.stderr)
+    return results
+
+
+def in_process(
+    args: argparse.Namespace, name: str, env: str, num_envs: int | None, num_steps: int | None
+) -> dict[str, Any]:
+    """Run one contestant in a fresh process and return what it printed."""
+    words = [sys.executable, __file__, "--contestant", name, "--env", env, "--device", args.device]
+    words += ["--seconds", str(args.seconds)]
+    words += [] if num_envs is None else ["--num-envs", str(num_envs)]
+    words += [] if num_steps is None else ["--num-steps", str(num_steps)]
+    words += ["--set", *args.set]
+    load = os.getloadavg()[0]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{name} on {env} failed:\n{done.stderr}")
+    result: dict[str, Any] = {"load_before": load, **json.loads(done.stdout.splitlines()[-1])}
+    laps = result.pop("laps", None)
+    return result if laps is None else {**result, **by_phase(laps)}
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the code and whether files were changed since; None where there is no repository."""
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], check=False, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    name, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", *CODE)
+    return {"commit": name, "modified": None if changes is None else bool(changes)}
+
+
+def machine() -> dict[str, Any]:
+    """What the processes run on."""
+    cpu = platform.processor() or platform.machine()
+    if (listing := Path("/proc/cpuinfo")).is_file():
+        names = [line.partition(":")[2].strip() for line in listing.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "platform": platform.platform(), "python": platform.python_version()}
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def by_phase(laps: list[dict[str, float]]) -> dict[str, Any]:
+    """Milliseconds of the rollout and the update, and means by phase, which add up to the mean of their part.
+
+    Args:
+        laps: as `phase_clock.Laps`, all of the update under the label "update".
+    """
+    phases: dict[str, dict[str, float]] = {"rollout": {}, "update": {}}
+    for lap in laps:
+        for path, seconds in lap.items():
+            part = phases["update" if _in_update(path) else "rollout"]
+            phase = path.rpartition("::")[2].replace("_", " ") if "::" in path else EVERYTHING_ELSE
+            phase = "apply" if phase == "step" else phase
+            part[phase] = part.get(phase, 0.0) + 1e3 * seconds / len(laps)
+    updates = [sum(seconds for path, seconds in lap.items() if _in_update(path)) for lap in laps]
+    rollouts = [sum(lap.values()) - update for lap, update in zip(laps, updates, strict=True)]
+    return {
+        **{f"{part}_ms": _summary(times) for part, times in (("rollout", rollouts), ("update", updates))},
+        "phases_ms": phases,
+        "updates_clocked": len(laps),
+    }
+
+
+def _in_update(path: str) -> bool:
+    return path.partition("/")[0] == "update"
+
+
+def _summary(seconds: list[float]) -> dict[str, float]:
+    return {"median": 1e3 * statistics.median(seconds), "mean": 1e3 * statistics.fmean(seconds)}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def ratios(results: Results) -> dict[str, dict[str, float]]:
+    """Spread over the rounds of the ratios of speed; to the emulator in rows, which are all that it knows."""
+    found = {}
+    for one, other in RATIOS:
+        if one in results and other in results:
+            unit = "rows_per_second" if other == "emulator" else "steps_per_second"
+            pairs = zip(results[one], results[other], strict=True)
+            found[f"{one} / {other}"] = spread([left[unit] / right[unit] for left, right in pairs])
+    return found
+
+
+def wall_time_ratios(results: Results) -> dict[str, dict[str, float]]:
+    """Spread over the rounds of ACKTR's times relative to A2C's: of a step, and of an update."""
+    found = {}
+    for one, other in AT_EQUAL_PRECISION:
+        if one in results and other in results:
+            pairs = list(zip(results[one], results[other], strict=True))
+            name = f"{one} / {other}"
+            found[f"step, {name}"] = spread(
+                [right["steps_per_second"] / left["steps_per_second"] for left, right in pairs]
+            )
+            for kind in ("median", "mean"):
+                times = [left["update_ms"][kind] / right["update_ms"][kind] for left, right in pairs]
+                found[f"{kind} update, {name}"] = spread(times)
+    return found
+
+
+def report(env: str, results: Results, content: dict[str, Any]) -> None:
+    """Print the tables of one configuration."""
+    any_result = next(rounds[0] for rounds in results.values())
+    state = f"commit {content['commit']}{', modified' if content['modified'] else ''}"
+    hardware = f"{content['machine']['cpu']}, {content['machine']['cores']} cores"
+    count = len(next(iter(results.values())))
+    print(f"\n{env}: rounds: {count}, median [lowest, highest]; {state}; torch {any_result['torch']}; {hardware}")
+    titles = f"{'steps/s':>8}  {'':16}{'update ms':>10}  {'(mean)':>8}  peak MB"
+    print(f"  {'':<17}{'batch':<11}{'precision':<10}{'threads':>7}  {'device':<8}{titles}")
+    for name, rounds in results.items():
+        plain = rounds[0]["contestant"]
+        print(f"  {name:<17}{_line(rounds) if plain == name else f'as {plain}, which runs in float32 here'}")
+    _print_ratios("speed", ratios(results))
+    _print_ratios("wall time", wall_time_ratios(results))
+    _print_phases({rounds[0]["contestant"]: rounds for rounds in results.values() if "phases_ms" in rounds[0]})
+
+
+def _line(rounds: list[dict[str, Any]]) -> str:
+    first = rounds[0]
+    rate = spread([result["steps_per_second"] for result in rounds])
+    between = f"[{rate['lowest']:.0f}, {rate['highest']:.0f}]"
+    update = ""
+    if "update_ms" in first:
+        median, mean = (
+            statistics.median(result["update_ms"][kind] for result in rounds) for kind in ("median", "mean")
+        )
+        update = f"{median:.1f}  {f'({mean:.1f})':>8}"
+    memory = f"{max(result['peak_memory_mb'] for result in rounds):.0f}"
+    for kind, title in (("workers_peak_memory_mb", "workers"), ("cuda_peak_memory_mb", "GPU")):
+        if value := max(result.get(kind, 0.0) for result in rounds):
+            memory += f" + {value:.0f} {title}"
+    batch = f"{first['num_envs']} x {first['num_steps']}"
+    told = f"{batch:<11}{first.get('precision', '-'):<10}{first['threads']:>7}  {first.get('device', '-'):<8}"
+    return f"{told}{rate['median']:8.0f}  {between:<16}{update:>20}  {memory}"
+
+
+def _print_ratios(kind: str, found: dict[str, dict[str, float]]) -> None:
+    for name, values in found.items():
+        between = f"[{values['lowest']:.2f}, {values['highest']:.2f}]"
+        print(f"  {f'{kind}: {name}':<50}{values['median']:6.2f}  {between}")
+
+
+def _print_phases(results: Results) -> None:
+    """Milliseconds of a training iteration, medians over the rounds of the means over its updates."""
+    if not results:
+        return
+    print(f"  {'milliseconds':<28}" + "".join(f"{name:>17}" for name in results))
+    for part in ("rollout", "update"):
+        names = dict.fromkeys(
+            phase for rounds in results.values() for result in rounds for phase in result["phases_ms"][part]
+        )
+        names[EVERYTHING_ELSE] = names.pop(EVERYTHING_ELSE)  # last; of stable-baselines3 there is nothing else
+        for phase in names:
+            times = [[result["phases_ms"][part].get(phase) for result in rounds] for rounds in results.values()]
+            cells = ["-" if None in row else f"{statistics.median(row):.2f}" for row in times]
+            print(f"    {part + ': ' + phase:<26}" + "".join(f"{cell:>17}" for cell in cells))
+        sums = [statistics.median(result[f"{part}_ms"]["mean"] for result in rounds) for rounds in results.values()]
+        print(f"    {part + ', whole':<26}" + "".join(f"{value:17.2f}" for value in sums))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from torch import Tensor
 from acktr.agents.distributions import at_rows
 from acktr.agents.losses import Policies, Rows, Values
 from acktr.agents.policy import ActorCritic
+from acktr.agents.recalled_layers import RowSink
 from acktr.agents.rollout import Batch
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, NoisyKFAC
 
 Head = Literal["policy", "value"]
 
@@ -89,21 +90,24 @@ class ForwardPasses:
         rows = len(batch.advantages)
         parts = max(1, min(rows, round(1 / self._fraction)))
         due = optimizer.statistics_due
-        if parts == 1:
-            with optimizer.capture():
-                whole = self._outputs(batch, slice(None))
-            return ForwardPass(parts=[whole], sample=whole, is_captured=due)
-        chosen, rest = self._sample(batch, rows, parts)
-        self.turn += 1
+        sink = None if isinstance(optimizer, NoisyKFAC) else optimizer.rows  # it adds to the gradients itself
+        chosen: Rows = slice(None)
+        rest: Tensor | None = None
+        if parts > 1:
+            chosen, rest = self._sample(batch, rows, parts)
+            self.turn += 1
         if batch.forward_is_known or not due:
-            whole = self._outputs(batch, slice(None))
+            whole = self._outputs(batch, slice(None), sink=sink)
             if not due:
-                return ForwardPass(parts=[whole], sample=whole.at(chosen), is_captured=False)
+                sample = whole if isinstance(chosen, slice) else whole.at(chosen)
+                return ForwardPass(parts=[whole], sample=sample, is_captured=False)
             with optimizer.capture():
-                return ForwardPass(parts=[whole], sample=self._outputs(batch, chosen), is_captured=True)
+                sample = self._outputs(batch, chosen, trains=False)
+            return ForwardPass(parts=[whole], sample=sample, is_captured=True)
         with optimizer.capture():
             sample = self._outputs(batch, chosen)
-        return ForwardPass(parts=[sample, self._outputs(batch, rest)], sample=sample, is_captured=True)
+        others = [] if rest is None else [self._outputs(batch, rest)]
+        return ForwardPass(parts=[sample, *others], sample=sample, is_captured=True)
 
     def _sample(self, batch: Batch, rows: int, parts: int) -> tuple[Tensor, Tensor]:
         key = (rows, batch.num_envs, parts, self.turn % parts)
@@ -113,11 +117,11 @@ class ForwardPasses:
             self._samples[key] = chosen.to(device), rest.to(device)
         return self._samples[key]
 
-    def _outputs(self, batch: Batch, rows: Rows) -> Outputs:
+    def _outputs(self, batch: Batch, rows: Rows, *, trains: bool = True, sink: RowSink | None = None) -> Outputs:
         observations = batch.observed(rows)
         policies: Policies | None = None
         values: Values | None = None
-        with batch.replaying(rows):
+        with batch.replaying(rows, trains=trains, sink=sink):
             if self._heads == ("policy",):
                 policies = Policies(rows=rows, distribution=self._policy.distribution(observations))
             elif self._heads == ("value",):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from acktr.agents.networks import DictTorso
-from acktr.agents.recalled_layers import Known, RecalledConv2d, RecalledLinear
+from acktr.agents.recalled_layers import Known, RecalledConv2d, RecalledLinear, RowSink
 from acktr.kfac.products import linear
 
 Use = tuple[int, int]
@@ -76,17 +76,24 @@ class Recall:
         whole = bool(self._counts) and all(count == self._shape[0] for count in self._counts.values())
         return whole and all(weight._version == version for weight, version in self._weights.values())
 
-    def replaying(self, rows: Tensor | slice) -> contextlib.AbstractContextManager[Any]:
+    def replaying(
+        self, rows: Tensor | slice, *, trains: bool = True, sink: RowSink | None = None
+    ) -> contextlib.AbstractContextManager[Any]:
         """For a forward pass on these of the rollout's T · N rows, time-major: layers take their outputs from here.
 
         Those of which nothing is kept compute them.
+
+        Args:
+            rows: which.
+            trains: whether backward passes give the layers' parameters their gradients, or go to outputs alone.
+            sink: gets the gradients that it wants.
         """
 
         def find(weight: Tensor, number: int) -> Tensor | None:
             use = (id(weight), number)
             return _at(self._outputs[use], rows) if use in self._counts else None
 
-        return _Replaying(find)
+        return _Replaying(find, trains, sink)
 
 
 class _Layers(TorchFunctionMode):
@@ -152,11 +159,15 @@ class _Replaying(_Layers):
 
     Args:
         find: from a weight and the number of its use to the output, None where there is none.
+        trains: as in `Recall.replaying`.
+        sink: likewise.
     """
 
-    def __init__(self, find: Callable[[Tensor, int], Tensor | None]) -> None:
+    def __init__(self, find: Callable[[Tensor, int], Tensor | None], trains: bool, sink: RowSink | None) -> None:
         super().__init__()
         self._find = find
+        self._trains = trains
+        self._sink = sink
 
     def use(
         self,
@@ -171,11 +182,12 @@ class _Replaying(_Layers):
         output = self._find(weight, number)
         if output is None:
             return func(inputs, weight, bias, *args, **kwargs)
+        known = Known(output, self._trains)
         found: Tensor
         if func is functional.linear:
-            found = RecalledLinear.apply(inputs, weight, bias, Known(output))  # type: ignore[no-untyped-call]
+            found = RecalledLinear.apply(inputs, weight, bias, known, self._sink)  # type: ignore[no-untyped-call]
         else:
-            found = RecalledConv2d.apply(inputs, weight, bias, Known(output), *args, **kwargs)  # type: ignore[no-untyped-call]
+            found = RecalledConv2d.apply(inputs, weight, bias, known, *args, **kwargs)  # type: ignore[no-untyped-call]
         return found
 
 

@@ -14,6 +14,7 @@ from acktr.agents.encoders import is_image
 from acktr.agents.observations import Observations, take_rows, to_tensors
 from acktr.agents.policy import ActorCritic
 from acktr.agents.recall import Recall
+from acktr.agents.recalled_layers import RowSink
 from acktr.agents.returns import gae
 from acktr.envs.batches import ObservationBatch, leaf_spaces, leaves, map_leaves
 from acktr.envs.vector import Step
@@ -48,11 +49,16 @@ class Batch:
         """Whether `replaying` spares the forward pass: the weights are those that acted."""
         return self.recall is not None and self.recall.is_valid
 
-    def replaying(self, rows: Tensor | slice) -> contextlib.AbstractContextManager[Any]:
-        """For a forward pass of these rows: its layers' outputs are taken from the rollout's where that is possible."""
+    def replaying(
+        self, rows: Tensor | slice, *, trains: bool = True, sink: RowSink | None = None
+    ) -> contextlib.AbstractContextManager[Any]:
+        """For a forward pass of these rows: its layers' outputs are taken from the rollout's where that is possible.
+
+        The arguments are those of `Recall.replaying`, and change nothing where it is not.
+        """
         if self.recall is None or not self.recall.is_valid:
             return contextlib.nullcontext()
-        return self.recall.replaying(rows)
+        return self.recall.replaying(rows, trains=trains, sink=sink)
 
     def observed(self, rows: Tensor | slice) -> Observations:
         """Observations of some rows."""

@@ -173,10 +173,12 @@ def trainer(algorithm: str, **options: Any) -> Trainer:
     [
         ("acktr", {}),
         ("acktr", {"stat_interval": 2}),
+        ("acktr", {"stat_fraction": 1.0}),
+        ("acktr", {"conv_features": 64}),  # wide enough for its gradient to stay rows
         ("acktr", {"shared_trunk": False, "critic_iterations": 2, "critic_max_kl": 0.1}),
         ("a2c", {"num_steps": 5}),
     ],
-    ids=["acktr", "acktr without statistics at every update", "acktr with a critic of two steps", "a2c"],
+    ids=["acktr", "rare statistics", "statistics of all rows", "wide layer", "critic of two steps", "a2c"],
 )
 def test_training_equals_that_of_the_plain_path(algorithm: str, options: dict[str, Any]) -> None:
     """Float32, in which a batch of four rows and one of twenty differ in the last bits, and steps add that up."""

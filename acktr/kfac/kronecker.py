@@ -102,6 +102,20 @@ class KroneckerBlock:
         rotated = divided(rotated, self._scales, damping)
         return product(product(self._left, rotated), self._right.transpose(-1, -2))
 
+    def wants_rows(self, rows: int) -> bool:
+        """Whether `precondition_rows` of that many is less work than forming the gradient and `precondition`."""
+        if self._left is None or self._right is None or self._scales is not None or len(self._left) > 1:
+            return False
+        outputs, inputs = self._left.shape[-1], self._right.shape[-1]
+        return rows * (outputs**2 + inputs**2) < outputs * inputs * (outputs + inputs)
+
+    def precondition_rows(self, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """`precondition` of Σ g aᵀ, (1, o, i), for (N, o) and (N, i); where `wants_rows`."""
+        assert self._left is not None
+        assert self._right is not None
+        left, right = product(gradients[None], self._left), product(inputs[None], self._right)
+        return product(left.mT, right)
+
     def multiply(self, direction: Tensor) -> Tensor:
         """G V A for (b, o, i) with the running factors; V itself before any statistics."""
         if self.inputs.value is None or self.outputs.value is None:

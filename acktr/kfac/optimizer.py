@@ -24,6 +24,7 @@ from acktr.kfac.metrics import Metric
 from acktr.kfac.momentum import Momentum
 from acktr.kfac.optimal_factors import Aggregation
 from acktr.kfac.pace import Pace
+from acktr.kfac.rows import GradientRows
 from acktr.kfac.rules import Proposal, baselines_step, natural_step, slope
 from acktr.kfac.statistics import FactorKind
 from acktr.kfac.step import AppliedStep
@@ -151,6 +152,7 @@ class KFAC(PlainOptimizer):
         self.scale: Tensor = zero.clone()
         self._last = AppliedStep(zero)
         self._momentum = Momentum(self.state, len(self.units), zero)
+        self.rows = GradientRows(self.units)
 
     @property
     def units(self) -> list[Unit]:
@@ -218,6 +220,11 @@ class KFAC(PlainOptimizer):
         with torch.autocast(self._device.type, enabled=False):
             self.estimate.update(metric, weights)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, those that were left as rows included."""
+        super().zero_grad(set_to_none)
+        self.rows.clear()
+
     # --- the step ----------------------------------------------------------------------------------------------
 
     @overload
@@ -283,7 +290,7 @@ class KFAC(PlainOptimizer):
             parameter: direction
             for proposal in proposals
             for parameter, direction in zip(proposal.unit.parameters, proposal.directions, strict=True)
-            if parameter.grad is not None
+            if parameter.grad is not None or self.rows.has(proposal.unit)
         }
 
     def _propose(self) -> tuple[list[Proposal], Tensor]:
@@ -291,7 +298,7 @@ class KFAC(PlainOptimizer):
         active = [
             (index, unit)
             for index, unit in enumerate(self.units)
-            if any(parameter.grad is not None for parameter in unit.parameters)
+            if self.rows.has(unit) or any(parameter.grad is not None for parameter in unit.parameters)
         ]
         if not active:
             return [], torch.zeros_like(self.scale, dtype=torch.bool)
@@ -299,6 +306,9 @@ class KFAC(PlainOptimizer):
         group_of = self._groups()
         directions: list[Tensor] = []
         for _, unit in active:
+            if self.rows.has(unit):
+                directions.append(self.rows.preconditioned(unit))
+                continue
             gradient = unit.matrix([_grad(parameter) for parameter in unit.parameters])
             directions.append(unit.block.precondition(gradient, group_of[id(unit.parameters[0])]["damping"]))
         # a non-finite gradient makes its direction so too; lengths, summed as squares, leave room for products with F
@@ -309,7 +319,10 @@ class KFAC(PlainOptimizer):
                 index,
                 unit,
                 [torch.where(usable, part, 0.0) for part in unit.split(direction)],
-                [0.0 if parameter.grad is None else group_of[id(parameter)]["lr"] for parameter in unit.parameters],
+                [
+                    group_of[id(parameter)]["lr"] if parameter.grad is not None or self.rows.has(unit) else None
+                    for parameter in unit.parameters
+                ],
             )
             for (index, unit), direction in zip(active, directions, strict=True)
         ]

@@ -20,8 +20,8 @@ class Proposal(NamedTuple):
     unit: Unit
     directions: list[Tensor]
     """(F + λ)⁻¹ g, one per parameter, each like it."""
-    rates: list[float]
-    """Learning rate of each parameter; 0 where it has no gradient."""
+    rates: list[float | None]
+    """Learning rate of each parameter; None where it has no gradient."""
 
 
 def natural_step(
@@ -55,14 +55,14 @@ def natural_step(
         steps = []
         for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True):
             average = momentum.buffer(parameter).mul_(held[position]).addcmul_(direction, fresh)
-            steps.append(average * (unbiased[position] * rate))
+            steps.append(average * (unbiased[position] * (rate or 0.0)))
         full_steps.append(steps)
         # without a region to keep, the products with F wait until someone reads `kl_predicted`
         quadratic += _square(steps) if max_kl is None else quadratic_form(unit, steps)
     finite = torch.isfinite(quadratic)
     scale = torch.where(usable & finite, trust_region_scale(quadratic, max_kl), 0.0)
     for proposal, steps in zip(proposals, full_steps, strict=True):
-        last.move(proposal.unit, [torch.where(scale > 0, step * scale, 0.0) for step in steps])
+        last.move(proposal.unit, [torch.where(scale > 0, step * scale, 0.0) for step in steps], proposal.rates)
     momentum.mass = torch.where(finite, grown, 0.0)
     if max_kl is not None:
         last.kl_predicted = torch.where(scale > 0, scale.square() * quadratic / 2, 0.0)
@@ -72,7 +72,7 @@ def natural_step(
 def slope(proposals: Sequence[Proposal]) -> Tensor:
     """`Σ lr² u·g` of the directions u and the gradients g, 0-d: what the published code takes for the KL."""
     terms = [
-        (direction * parameter.grad).sum() * rate**2
+        (direction * parameter.grad).sum() * (rate or 0.0) ** 2
         for _, unit, directions, rates in proposals
         for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True)
         if parameter.grad is not None
@@ -97,8 +97,8 @@ def baselines_step(
         changes = []
         for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True):
             average = momentum.buffer(parameter).mul_(1 - fresh).addcmul_(direction, scale)
-            changes.append(average * (fresh * rate))
-        last.move(unit, changes)
+            changes.append(average * (fresh * (rate or 0.0)))
+        last.move(unit, changes, rates)
 
 
 def _square(tensors: list[Tensor]) -> Tensor:

@@ -21,10 +21,10 @@ class AppliedStep:
         self._kl: Tensor | None = None
         self._contraction = torch.ones_like(like)
 
-    def move(self, unit: Unit, changes: Sequence[Tensor]) -> None:
-        """Subtract one change from each of the unit's parameters that has a gradient."""
-        for parameter, change in zip(unit.parameters, changes, strict=True):
-            if parameter.grad is not None:
+    def move(self, unit: Unit, changes: Sequence[Tensor], rates: Sequence[float | None]) -> None:
+        """Subtract one change from each of the unit's parameters; those whose rate is None have no gradient."""
+        for parameter, change, rate in zip(unit.parameters, changes, rates, strict=True):
+            if rate is not None:
                 self._moves.append((parameter, parameter.detach().clone(), change))
                 parameter.sub_(change)
         self._changes.append((unit, changes))

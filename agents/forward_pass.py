@@ -29,13 +29,13 @@ class Outputs:
     policies: Policies | None
     values: Values | None
 
-    def at(self, rows: Tensor) -> "Outputs":
-        """Some of the rows, of outputs of the whole batch in its order."""
+    def at(self, positions: Tensor | slice, rows: Tensor) -> "Outputs":
+        """Some of these outputs: those at `positions` among them, which are of `rows` of the batch."""
         policies, values = self.policies, self.values
         if policies is not None:
-            policies = Policies(rows=rows, distribution=at_rows(policies.distribution, rows))
+            policies = Policies(rows=rows, distribution=at_rows(policies.distribution, positions))
         if values is not None:
-            values = Values(rows=rows, values=values.values[rows])
+            values = Values(rows=rows, values=values.values[positions])
         return Outputs(rows=rows, policies=policies, values=values)
 
 
@@ -46,11 +46,13 @@ class ForwardPass:
     Attributes:
         parts: cover the batch once together.
         sample: one of them, or outputs of some of the same rows by themselves.
+        measured: of the rows that KLs are measured on.
         is_captured: whether K-FAC has recorded the sample's pass.
     """
 
     parts: list[Outputs]
     sample: Outputs
+    measured: Outputs
     is_captured: bool
 
     @property
@@ -71,17 +73,27 @@ class ForwardPasses:
         policy: the whole network.
         heads: those that are trained.
         fraction: of the rows that are sampled, above 0 to 1.
+        measured_fraction: of the rows that KLs are measured on, likewise; all of the sample where it is the smaller.
         holds_values: give `Values.held`, too.
 
     Attributes:
         turn: passes made, which the rotation goes by.
     """
 
-    def __init__(self, policy: ActorCritic, heads: tuple[Head, ...], *, fraction: float, holds_values: bool) -> None:
+    def __init__(
+        self,
+        policy: ActorCritic,
+        heads: tuple[Head, ...],
+        *,
+        fraction: float,
+        measured_fraction: float,
+        holds_values: bool,
+    ) -> None:
         self.turn = 0
         self._policy = policy
         self._heads = heads
         self._fraction = fraction
+        self._stride = max(1, round(fraction / measured_fraction))
         self._holds_values = holds_values
         self._samples: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
 
@@ -99,15 +111,23 @@ class ForwardPasses:
         if batch.forward_is_known or not due:
             whole = self._outputs(batch, slice(None), sink=sink)
             if not due:
-                sample = whole if isinstance(chosen, slice) else whole.at(chosen)
-                return ForwardPass(parts=[whole], sample=sample, is_captured=False)
+                sample = whole if isinstance(chosen, slice) else whole.at(chosen, chosen)
+                return self._passed([whole], sample, rows, is_captured=False)
             with optimizer.capture():
                 sample = self._outputs(batch, chosen, trains=False)
-            return ForwardPass(parts=[whole], sample=sample, is_captured=True)
+            return self._passed([whole], sample, rows, is_captured=True)
         with optimizer.capture():
             sample = self._outputs(batch, chosen)
         others = [] if rest is None else [self._outputs(batch, rest)]
-        return ForwardPass(parts=[sample, *others], sample=sample, is_captured=True)
+        return self._passed([sample, *others], sample, rows, is_captured=True)
+
+    def _passed(self, parts: list[Outputs], sample: Outputs, rows: int, *, is_captured: bool) -> ForwardPass:
+        measured = sample
+        if self._stride > 1:
+            every = slice(None, None, self._stride)
+            indices = torch.arange(rows) if isinstance(sample.rows, slice) else sample.rows
+            measured = sample.at(every, indices[every])
+        return ForwardPass(parts=parts, sample=sample, measured=measured, is_captured=is_captured)
 
     def _sample(self, batch: Batch, rows: int, parts: int) -> tuple[Tensor, Tensor]:
         key = (rows, batch.num_envs, parts, self.turn % parts)

@@ -79,7 +79,11 @@ class Learner:
         self.rejected = 0
         self._generator = generator
         self._passes = ForwardPasses(
-            policy, heads, fraction=settings.stat_fraction, holds_values=settings.center_values
+            policy,
+            heads,
+            fraction=settings.stat_fraction,
+            measured_fraction=settings.kl_fraction,
+            holds_values=settings.center_values,
         )
         like = torch.zeros((), device=next(policy.parameters()).device)
         self._step_control = StepControl(like)
@@ -236,7 +240,7 @@ class Learner:
             with self._as_drawn():
                 return measure(
                     self.policy,
-                    forward.parts if searches else [forward.sample],
+                    forward.parts if searches else [forward.measured],
                     batch,
                     sigma=sigma,
                     extremes=joined_values(values, batch) if value_limit is not None else None,

@@ -61,6 +61,15 @@ class OptimizerSettings:
         origin="this project",
         low=0,
     )
+    kl_fraction: float = setting(
+        1.0,
+        "Share of the batch that KLs are measured on, at most that of stat_fraction; line_search measures all of it.",
+        typical="0.1 to 1",
+        origin="this project",
+        low=0,
+        low_open=True,
+        high=1,
+    )
     line_search: int = setting(
         0,
         "Backtracks at most, until a step keeps max_measured_kl, else max_kl, as measured, and does not make the "

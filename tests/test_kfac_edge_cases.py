@@ -338,7 +338,7 @@ def test_nothing_is_left_of_a_non_finite_step_that_is_taken_back() -> None:
     unit = Unit(name="plain", parameters=(parameter,), block=IdentityBlock())
     step = AppliedStep(torch.zeros(()))
     with torch.no_grad():
-        step.move(unit, [torch.tensor([float("inf"), 1.0])])
+        step.move(unit, [torch.tensor([float("inf"), 1.0])], [1.0])
         step.contract(torch.tensor(0.0))
     assert parameter.tolist() == [1.0, 2.0]
 

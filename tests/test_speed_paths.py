@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from oracles import flat_parameters
+from small_models import classifier, train_step
 
-from acktr.kfac import products
+from acktr.kfac import KFAC, products
 from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.products import product
 from acktr.kfac.statistics import second_moment
@@ -62,6 +64,30 @@ def test_running_average_in_place_equals_the_debiased_weighted_mean() -> None:
     wanted = torch.stack([shares[k] * totals[k] / counts[k] for k in kept]).sum(0) / shares.sum()
     assert average.value is not None
     torch.testing.assert_close(average.value, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("max_kl", [1e-3, None])
+def test_steps_that_may_not_be_looked_at_equal_those_that_may(
+    max_kl: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU tensor arithmetic decides what a CPU looks at: sound batches, a NaN, and steps taken back."""
+    ends = []
+    for looks in (True, False):
+        for module in ("averages", "optimizer", "rules", "step"):
+            monkeypatch.setattr(f"acktr.kfac.{module}.looks_are_free", lambda tensor, looks=looks: looks)
+        model = classifier()
+        optimizer = KFAC(model, lr=0.1, max_kl=max_kl, inverse_interval=1)
+        torch.manual_seed(1)
+        for number in range(6):
+            inputs = torch.randn(9, 3)
+            if number == 2:
+                inputs[4, 1] = torch.nan
+            train_step(model, optimizer, inputs)
+            optimizer.contract(torch.tensor([1.0, 0.5, 1.0, 0.0, 0.25, torch.nan][number]))
+        ends.append((flat_parameters(model), optimizer.skipped.clone(), optimizer.kl_predicted.clone()))
+    assert float(ends[0][1]) == 3  # the NaN, and two taken back whole
+    for one, other in zip(*ends, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("chosen", [None, "ACTIVE"])

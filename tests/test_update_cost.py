@@ -158,7 +158,7 @@ def update_of_acktr() -> float:
         backward_of_a2c()
         + sample * (to_outputs + inputs + outputs) / settings.stat_interval
         + precondition
-        + (sample + rows // 16) * forward  # the measured KL
+        + (rows * settings.kl_fraction + rows // 16) * forward  # the measured KL
         + predicted_kl / settings.kl_interval
         + inverses / settings.inverse_interval
     )

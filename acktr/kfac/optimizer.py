@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from acktr.kfac.averages import looks_are_free
 from acktr.kfac.base import PlainOptimizer
 from acktr.kfac.blocks import Damping
 from acktr.kfac.checks import check_choice, check_precision, check_range
@@ -287,7 +288,7 @@ class KFAC(PlainOptimizer):
         with torch.autocast(self._device.type, enabled=False):
             proposals, _ = self._propose()
         return {
-            parameter: direction
+            parameter: direction.clone()
             for proposal in proposals
             for parameter, direction in zip(proposal.unit.parameters, proposal.directions, strict=True)
             if parameter.grad is not None or self.rows.has(proposal.unit)
@@ -318,7 +319,7 @@ class KFAC(PlainOptimizer):
             Proposal(
                 index,
                 unit,
-                [torch.where(usable, part, 0.0) for part in unit.split(direction)],
+                [_usable(part, usable) for part in unit.split(direction)],
                 [
                     group_of[id(parameter)]["lr"] if parameter.grad is not None or self.rows.has(unit) else None
                     for parameter in unit.parameters
@@ -414,6 +415,13 @@ class KFAC(PlainOptimizer):
         self._momentum = Momentum(self.state, len(self.units), self.scale)  # torch replaces `state`
         self._momentum.mass = curvature["momentum_mass"].to(self.scale, copy=True)
         self.skipped = curvature["skipped"].to(self.scale, copy=True)
+
+
+def _usable(part: Tensor, usable: Tensor) -> Tensor:
+    """A part of a direction as it is, or 0 where `usable` (0-d) is false, whatever it holds."""
+    if looks_are_free(usable):
+        return part if usable else torch.zeros_like(part)
+    return torch.where(usable, part, 0.0)
 
 
 def _grad(parameter: Tensor) -> Tensor:

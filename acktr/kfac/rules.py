@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from acktr.kfac.averages import looks_are_free
 from acktr.kfac.momentum import Momentum
 from acktr.kfac.step import AppliedStep, quadratic_form
 from acktr.kfac.trust_region import trust_region_scale
@@ -62,7 +63,7 @@ def natural_step(
     finite = torch.isfinite(quadratic)
     scale = torch.where(usable & finite, trust_region_scale(quadratic, max_kl), 0.0)
     for proposal, steps in zip(proposals, full_steps, strict=True):
-        last.move(proposal.unit, [torch.where(scale > 0, step * scale, 0.0) for step in steps], proposal.rates)
+        last.move(proposal.unit, [_shortened(step, scale) for step in steps], proposal.rates)
     momentum.mass = torch.where(finite, grown, 0.0)
     if max_kl is not None:
         last.kl_predicted = torch.where(scale > 0, scale.square() * quadratic / 2, 0.0)
@@ -102,4 +103,11 @@ def baselines_step(
 
 
 def _square(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
+    return torch.stack([torch.linalg.vector_norm(tensor).square() for tensor in tensors]).sum()
+
+
+def _shortened(step: Tensor, scale: Tensor) -> Tensor:
+    """`step * scale` in its place; 0 for a scale (0-d) of 0, whatever the step holds."""
+    if looks_are_free(scale):
+        return step.mul_(scale) if scale > 0 else step.zero_()
+    return torch.where(scale > 0, step.mul_(scale), 0.0)

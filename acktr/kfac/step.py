@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from acktr.kfac.averages import looks_are_free
 from acktr.kfac.units import Unit
 
 
@@ -34,8 +35,12 @@ class AppliedStep:
         self._contraction = self._contraction * factor
         for parameter, before, change in self._moves:
             kept = self._contraction.to(change)
+            if looks_are_free(kept) and not kept > 0:
+                parameter.copy_(before)  # nothing is left of a non-finite change either
+                continue
             torch.addcmul(before, change, kept, value=-1, out=parameter)
-            parameter.copy_(torch.where(kept > 0, parameter, before))  # nothing is left of a non-finite change either
+            if not looks_are_free(kept):
+                parameter.copy_(torch.where(kept > 0, parameter, before))
 
     @property
     def parameters(self) -> list[Tensor]:

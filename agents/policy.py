@@ -136,15 +136,24 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def act_and_value(
-        self, observations: Observations, *, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, observations: Observations, *, generator: torch.Generator | None, valued: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Act in one forward pass, and keep what is to be learnt from.
+
+        Args:
+            observations: (N, *space), raw.
+            generator: of the draws.
+            valued: whether the values are wanted.
 
         Returns:
             Actions as the environment takes them, the outcomes drawn from the policy's distributions, which are the
-            same unless actions are squashed, and values (N,).
+            same unless actions are squashed, and values (N,) or None.
         """
-        distribution, values = self(observations)
+        values: Tensor | None = None
+        if valued:
+            distribution, values = self(observations)
+        else:
+            distribution = self.distribution(observations)
         outcomes = sample(distribution, generator)
         return squashed(distribution, outcomes), outcomes, values
 

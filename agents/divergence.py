@@ -83,7 +83,7 @@ def measure(
     for part in parts:
         rows, policies, values = part.rows, part.policies, part.values
         weights = None if batch.weights is None else batch.weights[rows]
-        shares.append(batch.returns.new_tensor(len(advantages[rows])) if weights is None else weights.sum())
+        shares.append(batch.returns.new_full((), len(advantages[rows])) if weights is None else weights.sum())
         after, moved, far = _outputs(policy, part, batch, beside=largest if part is parts[-1] else None)
         if policies is not None and after is not None:
             before, actions = policies.distribution, batch.actions[rows]

@@ -31,7 +31,7 @@ def _case(record: Path) -> Any:
     return pytest.param(record, id=str(record), marks=[pytest.mark.xfail(strict=True)] if older else [])
 
 
-@pytest.mark.parametrize("record", map(_case, RECORDS))
+@pytest.mark.parametrize("record", [_case(record) for record in RECORDS])
 def test_a_change_of_a_preset_asks_for_its_results_to_be_run_again(record: Path) -> None:
     """Settings that have come since are not in the older records, which were made with what is their default now."""
     recorded = yaml.safe_load((RESULTS / record / "settings.yaml").read_text())

@@ -21,8 +21,8 @@ class Proposal(NamedTuple):
     unit: Unit
     directions: list[Tensor]
     """(F + λ)⁻¹ g, one per parameter, each like it."""
-    rates: list[float | None]
-    """Learning rate of each parameter; None where it has no gradient."""
+    rates: list[float | Tensor | None]
+    """Learning rate of each parameter, 0-d where it is adapted on the device; None where it has no gradient."""
 
 
 def natural_step(
@@ -56,7 +56,7 @@ def natural_step(
         steps = []
         for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True):
             average = momentum.buffer(parameter).mul_(held[position]).addcmul_(direction, fresh)
-            steps.append(average * (unbiased[position] * (rate or 0.0)))
+            steps.append(average * (unbiased[position] * (0.0 if rate is None else rate)))
         full_steps.append(steps)
         # without a region to keep, the products with F wait until someone reads `kl_predicted`
         quadratic += _square(steps) if max_kl is None else quadratic_form(unit, steps)
@@ -73,7 +73,7 @@ def natural_step(
 def slope(proposals: Sequence[Proposal]) -> Tensor:
     """`Σ lr² u·g` of the directions u and the gradients g, 0-d: what the published code takes for the KL."""
     terms = [
-        (direction * parameter.grad).sum() * (rate or 0.0) ** 2
+        (direction * parameter.grad).sum() * (0.0 if rate is None else rate) ** 2
         for _, unit, directions, rates in proposals
         for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True)
         if parameter.grad is not None
@@ -98,7 +98,7 @@ def baselines_step(
         changes = []
         for parameter, direction, rate in zip(unit.parameters, directions, rates, strict=True):
             average = momentum.buffer(parameter).mul_(1 - fresh).addcmul_(direction, scale)
-            changes.append(average * (fresh * (rate or 0.0)))
+            changes.append(average * (fresh * (0.0 if rate is None else rate)))
         last.move(unit, changes, rates)
 
 

@@ -22,7 +22,7 @@ class AppliedStep:
         self._kl: Tensor | None = None
         self._contraction = torch.ones_like(like)
 
-    def move(self, unit: Unit, changes: Sequence[Tensor], rates: Sequence[float | None]) -> None:
+    def move(self, unit: Unit, changes: Sequence[Tensor], rates: Sequence[float | Tensor | None]) -> None:
         """Subtract one change from each of the unit's parameters; those whose rate is None have no gradient."""
         for parameter, change, rate in zip(unit.parameters, changes, rates, strict=True):
             if rate is not None:

@@ -1,13 +1,14 @@
 """What an update of ACKTR costs beside one of A2C: counted in multiplications and operations, not timed."""
 
+import importlib.util
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from acktr.agents.a2c import A2CUpdater
 from acktr.agents.acktr import ACKTRUpdater
@@ -17,32 +18,15 @@ from acktr.agents.recall import Recall
 from acktr.agents.rollout import Batch
 from acktr.agents.updates import Updater
 
+_SPEC = importlib.util.spec_from_file_location(
+    "multiplications", Path(__file__).parents[1] / "benchmarks" / "multiplications.py"
+)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+multiplications = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(multiplications)
+
 STEPS, ENVS = 20, 16
-
-
-def _linear_flops(rows: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(rows) * weight[0]  # type: ignore[no-any-return]
-
-
-def _factorisation_flops(matrix: Any, *args: Any, **kwargs: Any) -> int:
-    return math.prod(matrix) * matrix[-1] // 3  # type: ignore[no-any-return]
-
-
-def _inversion_flops(factor: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * _factorisation_flops(factor)
-
-
-def _solution_flops(triangle: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    return math.prod(right) * triangle[-1]  # type: ignore[no-any-return]
-
-
-OF_ITS_OWN = {
-    torch.ops.aten.linalg_cholesky_ex: _factorisation_flops,
-    torch.ops.aten.cholesky_inverse: _inversion_flops,
-    torch.ops.aten.linalg_solve_triangular: _solution_flops,
-}
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    OF_ITS_OWN[torch.ops.mkldnn._linear_pointwise] = _linear_flops
 
 
 class Operations(TorchDispatchMode):
@@ -99,15 +83,15 @@ def cost_of(algorithm: str, updates: int) -> Cost:
         acktr.update(batch_of(policy), progress=0.1)
         acktr.actor.optimizer.steps = 10_000
         updater = acktr
-    multiplications = operations = 0
+    products = operations = 0
     for _ in range(updates):
         batch = batch_of(policy)
         assert batch.forward_is_known
-        with FlopCounterMode(display=False, custom_mapping=OF_ITS_OWN) as flops, Operations() as counted:
+        with multiplications.Multiplications() as flops, Operations() as counted:
             updater.update(batch, progress=0.1)
-        multiplications += flops.get_total_flops() // 2
+        products += flops.count
         operations += counted.count
-    return Cost(multiplications / updates, operations / updates)
+    return Cost(products / updates, operations / updates)
 
 
 class Layer(NamedTuple):

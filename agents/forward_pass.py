@@ -77,7 +77,7 @@ class ForwardPasses:
         holds_values: give `Values.held`, too.
 
     Attributes:
-        turn: passes made, which the rotation goes by.
+        turn: samples captured, which the rotation goes by.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ForwardPasses:
         rest: Tensor | None = None
         if parts > 1:
             chosen, rest = self._sample(batch, rows, parts)
-            self.turn += 1
+            self.turn += due  # else parts and intervals of equal numbers would always meet in the same part
         if batch.forward_is_known or not due:
             whole = self._outputs(batch, slice(None), sink=sink)
             if not due:

@@ -150,6 +150,11 @@ class Learner:
             figures["kl_to_prior"] = self.optimizer.kl_to_prior()
         return figures
 
+    @property
+    def turn(self) -> int:
+        """How often a sample was captured, which the rotation of the rows goes by."""
+        return self._passes.turn
+
     def exploring(self) -> contextlib.AbstractContextManager[None]:
         """For a rollout to be made in: the network acts with weights drawn anew where the settings ask for that."""
         if isinstance(self.optimizer, NoisyKFAC):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acktr.agents.acktr import ACKTRUpdater
-from acktr.agents.forward_pass import rotating_part
+from acktr.agents.forward_pass import Outputs, rotating_part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -172,6 +172,38 @@ def test_the_parts_that_curvature_is_taken_from_divide_the_batch_and_none_is_emp
         assert sorted(part + rest) == list(range(rows))
         everything += part
     assert sorted(everything) == list(range(rows))
+
+
+@pytest.mark.parametrize("interval", [1, 2, 4])
+def test_statistics_rotate_through_the_rows_whatever_their_interval(interval: int) -> None:
+    torch.manual_seed(0)
+    settings = Settings(env="CartPole-v1", hidden_sizes=(4,), stat_fraction=0.25, stat_interval=interval)
+    policy = ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings)
+    updater = ACKTRUpdater(policy, settings, torch.Generator())
+    seen: list[frozenset[int]] = []
+    original = updater.actor._update_statistics
+
+    def spied(sample: Outputs, *args: Any) -> None:
+        assert isinstance(sample.rows, Tensor)
+        seen.append(frozenset(sample.rows.tolist()))
+        original(sample, *args)
+
+    updater.actor._update_statistics = spied  # type: ignore[method-assign]
+    for _ in range(4 * interval):
+        updater.update(
+            Batch(
+                observations=torch.rand(16, 3),
+                actions=torch.randint(0, 4, (16,)),
+                advantages=torch.randn(16),
+                returns=torch.randn(16),
+                weights=None,
+                valid_rows=16,
+                num_envs=4,
+            ),
+            progress=0.1,
+        )
+    assert len(seen) == 4
+    assert frozenset().union(*seen) == frozenset(range(16))
 
 
 def test_the_running_sigma_starts_with_the_first_usable_batch() -> None:

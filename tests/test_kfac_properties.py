@@ -171,16 +171,48 @@ def test_thinned_inputs_average_to_all_inputs_over_the_turns_of_the_grid(
     conv, size = case
     inputs = torch.randn(3, conv.in_channels, *size)
     everything = torch.cat([rows for _, rows in input_rows(conv, inputs)])
-    grids = [Thinning.rotating(every, turn) for turn in range(every**2)]
-    parts = [torch.cat([rows for _, rows in input_rows(conv, inputs, grid)]) for grid in grids]
-    assert [part.shape[1] for part in parts] == [output_positions(conv, inputs, grid) for grid in grids]
-    if parts[0].shape[1] < everything.shape[1]:
-        together = torch.cat(parts, dim=1)
-        assert together.shape == everything.shape
-        moment = torch.einsum("ntgi,ntgj->gij", together, together)
-        torch.testing.assert_close(moment, torch.einsum("ntgi,ntgj->gij", everything, everything))
-    else:
-        assert all(torch.equal(part, everything) for part in parts)
+    found = [list(input_rows(conv, inputs, Thinning(every=every, turn=turn))) for turn in range(every**2)]
+    for pairs in found:
+        for part, rows in pairs:
+            owners = torch.arange(3)[part]
+            assert len(owners) == len(rows)
+            assert set(owners.tolist()) <= {0, 1, 2}
+    every_turn = [rows for pairs in found for _, rows in pairs]
+    taken = sum(len(rows) * rows.shape[1] for rows in every_turn)
+    turns = 1 if taken == everything[..., 0, 0].numel() else every**2
+    assert taken == turns * everything[..., 0, 0].numel()  # on a map too small for the grids each turn takes all
+    moment = sum(torch.einsum("ntgi,ntgj->gij", rows, rows) for rows in every_turn)
+    torch.testing.assert_close(moment, turns * torch.einsum("ntgi,ntgj->gij", everything, everything))
+
+
+def test_a_batch_of_as_many_examples_as_grids_sees_every_position() -> None:
+    conv = nn.Conv2d(1, 1, 1)
+    places = torch.arange(20.0).reshape(1, 1, 4, 5).expand(9, 1, 4, 5)
+    rows = torch.cat([rows.flatten() for _, rows in input_rows(conv, places, Thinning(every=3, turn=4))])
+    assert sorted(rows.tolist()) == list(range(20))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_called_on_no_rows_adds_none(stride: int) -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+            self.head = nn.Linear(2, 3)
+
+        def forward(self, frames: torch.Tensor) -> torch.Tensor:
+            parts = (self.one(frames), self.other(frames[:0]))
+            return self.head(torch.cat([part.mean((2, 3)) for part in parts]))  # type: ignore[no-any-return]
+
+    model = Experts()
+    optimizer = KFAC(model, position_stride=stride)
+    with optimizer.capture():
+        logits = model(torch.randn(5, 1, 6, 6))
+    optimizer.update_statistics(Fisher(distribution=Categorical(logits=logits), kind="exact"))
+    assert torch.equal(
+        unit_named(optimizer, "other").block.to_dense(), torch.zeros(20, 20)
+    )  # the losses know none of it
+    assert unit_named(optimizer, "one").block.to_dense().trace() > 0
 
 
 def test_nature_cnn_at_an_eighth_of_its_width_has_the_factors_of_explicit_patches() -> None:

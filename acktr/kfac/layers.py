@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acktr.kfac.statistics import EVERY_POSITION, Thinning, chunks, conv_patches
+from acktr.kfac.statistics import ALL_OF_A_MAP, EVERY_POSITION, Grid, Thinning, chunks, conv_patches
 
 Affine = nn.Linear | nn.Conv2d
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d
@@ -51,28 +51,48 @@ def groups_of(module: Affine) -> int:
     return module.groups if isinstance(module, nn.Conv2d) else 1
 
 
-def input_rows(module: Affine, inputs: Tensor, thinning: Thinning = EVERY_POSITION) -> Iterator[tuple[slice, Tensor]]:
-    """Inputs as rows (n, T, b, i), a slice of the examples at a time so that patches stay within bounds.
+def input_rows(
+    module: Affine, inputs: Tensor, thinning: Thinning = EVERY_POSITION
+) -> Iterator[tuple[slice | Tensor, Tensor]]:
+    """Inputs as rows (n, T, b, i), some of the examples at a time so that patches stay within bounds.
 
     Args:
         module: the layer.
         inputs: what it was called with; the first axis is the example.
         thinning: which output positions of a convolution to take, where it has that many rows and columns.
 
+    Raises:
+        ValueError: the input has no axis of examples.
+
     Yields:
-        The slice of examples and their rows.
+        The slice of examples and their rows; of thinned ones, whose T differ, the example of each row and T = 1.
     """
+    positions = output_positions(module, inputs)
     if isinstance(module, nn.Linear):
         yield slice(0, inputs.shape[0]), inputs.reshape(inputs.shape[0], -1, 1, inputs.shape[-1])
         return
-    thinning = _fitting(module, inputs, thinning)
-    per_example = output_positions(module, inputs, thinning) * module.weight[0].numel() * module.groups
-    for part in chunks(inputs.shape[0], per_example):
-        yield part, _conv_rows(module, inputs[part], thinning)
+    if min(_output_size(module, inputs)) < thinning.every:  # a grid might miss the whole map
+        thinning = EVERY_POSITION
+    size = module.weight[0].numel() * module.groups
+    if thinning.every == 1:
+        for part in chunks(inputs.shape[0], positions * size):
+            yield part, _conv_rows(module, inputs[part], ALL_OF_A_MAP)
+        return
+    # all grids' rows make one product: nine small ones take half as long again
+    for part in chunks(inputs.shape[0], -(-positions // thinning.every**2) * size):
+        chosen = inputs[part]
+        found: list[Tensor] = []
+        owners: list[Tensor] = []
+        for examples, grid in thinning.grids(chosen.shape[0]):
+            rows = _conv_rows(module, chosen[examples], grid)
+            found.append(rows.flatten(0, 1).unsqueeze(1))
+            owner = torch.arange(chosen.shape[0], device=rows.device)[examples] + part.start
+            owners.append(owner.repeat_interleave(rows.shape[1]))
+        yield torch.cat(owners), torch.cat(found)
 
 
-def output_positions(module: Affine, inputs: Tensor, thinning: Thinning = EVERY_POSITION) -> int:
-    """Number of positions T at which the layer uses its weight on each example, of those that are taken.
+def output_positions(module: Affine, inputs: Tensor) -> int:
+    """Number of positions T at which the layer uses its weight on each example.
 
     Raises:
         ValueError: the input has no axis of examples.
@@ -82,7 +102,8 @@ def output_positions(module: Affine, inputs: Tensor, thinning: Thinning = EVERY_
         raise ValueError(f"{module} was called on a single example of shape {tuple(inputs.shape)}; K-FAC needs a batch")
     if isinstance(module, nn.Linear):
         return int(inputs[0].numel() // inputs.shape[-1])
-    return _fitting(module, inputs, thinning).count(*_output_size(module, inputs))
+    rows, columns = _output_size(module, inputs)
+    return rows * columns
 
 
 def gradient_rows(module: Affine, gradients: Tensor) -> Tensor:
@@ -95,7 +116,7 @@ def gradient_rows(module: Affine, gradients: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return gradients.reshape(gradients.shape[0], -1, 1, gradients.shape[-1])
     rows = gradients.flatten(2).transpose(1, 2)  # (N, T, channels)
-    return rows.reshape(rows.shape[0], rows.shape[1], module.groups, -1)
+    return rows.reshape(*rows.shape[:2], module.groups, rows.shape[2] // module.groups)
 
 
 def norm_gradients(module: Norm, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,12 +169,7 @@ def _output_size(module: nn.Conv2d, inputs: Tensor) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def _fitting(module: nn.Conv2d, inputs: Tensor, thinning: Thinning) -> Thinning:
-    """The grid itself where the map is large enough that no offset misses it, else every position."""
-    return thinning if min(_output_size(module, inputs)) >= thinning.every else EVERY_POSITION
-
-
-def _conv_rows(module: nn.Conv2d, inputs: Tensor, thinning: Thinning) -> Tensor:
+def _conv_rows(module: nn.Conv2d, inputs: Tensor, grid: Grid) -> Tensor:
     pads = module._reversed_padding_repeated_twice
     if any(pads):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -165,5 +181,5 @@ def _conv_rows(module: nn.Conv2d, inputs: Tensor, thinning: Thinning) -> Tensor:
         stride=(stride[0], stride[1]),
         dilation=(dilation[0], dilation[1]),
         groups=module.groups,
-        thinning=thinning,
+        grid=grid,
     )

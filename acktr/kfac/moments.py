@@ -83,8 +83,8 @@ class WeightBatch:
     def of_inputs(self) -> Moment:
         """Σ a aᵀ, (b, i, i); several calls of the modules count as further positions.
 
-        A grid of positions weighs in the average by what it holds: grids of one map differ in size, and were they all
-        to weigh the same, a position on a small one would count for more.
+        Grids of positions weigh in the average by what they hold: those of one map differ in size, and were they all to
+        weigh the same, a position on a small one would count for more.
 
         Raises:
             ValueError: the calls have different numbers of examples, or others than the weights.
@@ -101,20 +101,22 @@ class WeightBatch:
                 f"{self.name} was called with different numbers of examples ({numbers}) in one capture; capture each "
                 "batch on its own"
             )
-        positions = _positions(calls, thinning)
-        extent = positions * thinning.every**2 / _positions(calls) if thinning.every > 1 else 1.0
         if self.kind == "reduce":
             mean = self._mean_inputs(calls)
             total = second_moment(mean.unsqueeze(1), weights, homogeneous=homogeneous)
-            positions = 1
-        else:
-            moments = [
-                second_moment(rows, None if weights is None else weights[part], homogeneous=homogeneous)
-                for call in calls
-                for part, rows in self._input_rows(call, thinning)
-            ]
-            total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]
-        return Moment(total, total_weight(examples, weights, total) * positions, extent)
+            return Moment(total, total_weight(examples, weights, total))
+        moments: list[Tensor] = []
+        masses: list[Tensor] = []
+        taken = 0
+        for call in calls:
+            for part, rows in self._input_rows(call, thinning):
+                own = None if weights is None else weights[part]
+                moments.append(second_moment(rows, own, homogeneous=homogeneous))
+                masses.append(total_weight(len(rows), own, rows) * rows.shape[1])
+                taken += len(rows) * rows.shape[1]
+        total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]
+        extent = taken * thinning.every**2 / max(1, examples * _positions(calls)) if thinning.every > 1 else 1.0
+        return Moment(total, torch.stack(masses).sum(), extent)
 
     def of_outputs(self) -> Moment:
         """Σ g gᵀ, (b, o, o), summed over backward passes and over positions."""
@@ -213,7 +215,7 @@ class WeightBatch:
 
     # --- rows --------------------------------------------------------------------------------------------------
 
-    def _input_rows(self, call: Call, thinning: Thinning) -> Iterator[tuple[slice, Tensor]]:
+    def _input_rows(self, call: Call, thinning: Thinning) -> Iterator[tuple[slice | Tensor, Tensor]]:
         return input_rows(_affine(call), call.checked_inputs().to(self.dtype), thinning)
 
     def _mean_inputs(self, calls: Sequence[Call]) -> Tensor:
@@ -239,8 +241,8 @@ def weights_of_rows(weights: Tensor | None, rows: Tensor, name: str) -> Tensor |
     return weights
 
 
-def _positions(calls: Sequence[Call], thinning: Thinning = EVERY_POSITION) -> int:
-    return sum(output_positions(_affine(call), call.inputs, thinning) for call in calls)
+def _positions(calls: Sequence[Call]) -> int:
+    return sum(output_positions(_affine(call), call.inputs) for call in calls)
 
 
 def _affine(call: Call) -> Affine:

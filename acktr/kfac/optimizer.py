@@ -65,8 +65,9 @@ class KFAC(PlainOptimizer):
         stat_interval: statistics are taken every so many steps.
         inverse_interval: each inverse is refreshed every so many steps, the layers in turn, and young ones more often:
             at every step at first, every second from the 20th on, and so up to here.
-        position_stride: a convolution's inputs are taken at every so many rows and columns of its output, on a grid
-            that shifts from update to update (TF-kfac and Martens & Grosse thin likewise); 1 takes all positions.
+        position_stride: a convolution's inputs are taken at every so many rows and columns of its output, on grids
+            that shift from example to example and from update to update (TF-kfac and Martens & Grosse thin likewise);
+            1 takes all positions.
         bias: "joint" (homogeneous coordinate) or "separate" (a block of its own, as in the published Atari code).
         conv_factors: "expand" (KFC) or "reduce" (Eschenhagen et al. 2023).
         curvature: of a weight's block. "kfac"; "ekfac", with the second moments of the gradient in K-FAC's eigenbasis

@@ -43,8 +43,8 @@ class Pace:
         return Share.of(decay)
 
     def thinning(self, turn: int) -> Thinning:
-        """The grid of positions of one turn."""
-        return Thinning.rotating(self.position_stride, turn)
+        """The positions of one turn."""
+        return Thinning(every=self.position_stride, turn=turn)
 
     def refresh_interval(self, steps: int) -> int:
         """Steps between two refreshes of one inverse, after that many steps in all."""

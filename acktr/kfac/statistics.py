@@ -25,7 +25,7 @@ FactorKind = Literal["expand", "reduce"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Thinning:
+class Grid:
     """A regular grid of output positions: every so many rows and columns, from an offset on.
 
     Attributes:
@@ -42,14 +42,32 @@ class Thinning:
         """Number of positions taken of a rows x columns map."""
         return -(-(rows - self.row) // self.every) * -(-(columns - self.column) // self.every)
 
-    @classmethod
-    def rotating(cls, every: int, turn: int) -> "Thinning":
-        """The grid of one turn; every² turns visit each position once."""
-        row, column = divmod(turn % every**2, every)
-        return cls(every=every, row=row, column=column)
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Thinning:
+    """A grid for each example, neighbouring examples' shifted against each other.
+
+    A batch of `every`² examples or more sees all positions, and an example after so many turns; with one grid for the
+    whole batch an average over few batches would know few positions.
+
+    Attributes:
+        every: step of the grids in both directions; 1 takes all positions.
+        turn: shifts all of them.
+    """
+
+    every: int = 1
+    turn: int = 0
+
+    def grids(self, examples: int) -> Iterator[tuple[slice, Grid]]:
+        """Slices that together hold every example once, with their grid."""
+        number = self.every**2
+        for first in range(min(number, max(1, examples))):  # of no example one slice, which holds none
+            row, column = divmod((first + self.turn) % number, self.every)
+            yield slice(first, examples, number), Grid(every=self.every, row=row, column=column)
 
 
 EVERY_POSITION = Thinning()
+ALL_OF_A_MAP = Grid()
 
 _CHUNK_ELEMENTS = 1 << 23
 """Patches are materialised for at most this many elements at a time (32 MiB in float32)."""
@@ -62,7 +80,7 @@ def conv_patches(
     stride: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
-    thinning: Thinning = EVERY_POSITION,
+    grid: Grid = ALL_OF_A_MAP,
 ) -> Tensor:
     """Patches that a 2-d convolution sees, without padding (pad before).
 
@@ -72,7 +90,7 @@ def conv_patches(
         stride: vertical and horizontal stride.
         dilation: vertical and horizontal dilation.
         groups: number of groups; must divide C.
-        thinning: which of the positions to take.
+        grid: which of the positions to take.
 
     Returns:
         (N, T, groups, i) with T the number of positions taken and
@@ -80,11 +98,12 @@ def conv_patches(
     """
     span = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
     windows = inputs.unfold(2, span[0], stride[0]).unfold(3, span[1], stride[1])
-    windows = windows[:, :, thinning.row :: thinning.every, thinning.column :: thinning.every]
+    windows = windows[:, :, grid.row :: grid.every, grid.column :: grid.every]
     windows = windows[..., :: dilation[0], :: dilation[1]]  # (N, C, Oh, Ow, kh, kw), a view
     examples, channels, rows, columns = windows.shape[:4]
     windows = windows.reshape(examples, groups, channels // groups, rows, columns, *kernel_size)
-    return windows.permute(0, 3, 4, 1, 2, 5, 6).reshape(examples, rows * columns, groups, -1)
+    width = channels // groups * kernel_size[0] * kernel_size[1]
+    return windows.permute(0, 3, 4, 1, 2, 5, 6).reshape(examples, rows * columns, groups, width)
 
 
 def weighted_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
@@ -162,7 +181,7 @@ def gradient_moment(gradients: Tensor, weights: Tensor | None, *, kind: FactorKi
 def chunks(examples: int, elements_per_example: int) -> Iterator[slice]:
     """Slices of the example axis whose patches stay within a fixed memory."""
     size = max(1, _CHUNK_ELEMENTS // max(1, elements_per_example))
-    for start in range(0, examples, size):
+    for start in range(0, max(1, examples), size):
         yield slice(start, min(start + size, examples))
 
 

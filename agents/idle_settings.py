@@ -47,5 +47,6 @@ def idle(settings: Settings, names: Collection[str]) -> dict[str, set[str]]:
         (acktr and settings.exploration == "none", _OF_NOISE, "exploration is none"),
         (not settings.pixels, _OF_PIXELS, "pixels is false"),
         (settings.network == "mlp", _OF_CONVOLUTIONS, "network is mlp"),
+        (settings.overlap, {"reuse_forward"}, "overlap is true"),
     )
     return {reason: found for holds, group, reason in reasons if holds and (found := group & set(names))}

@@ -208,9 +208,9 @@ class Learner:
             log_probs = part.distribution.log_prob(batch.actions[part.rows])
             advantages = learnt_advantages(batch, normalize=settings.normalize_advantages)
             return EmpiricalFisher(example_losses=-log_probs * advantages[part.rows])
-        # the rollout's own actions are draws from the policy that is being differentiated
-        draw = batch.actions[part.rows] if settings.fisher == "sampled" else None
-        return Fisher(distribution=part.distribution, kind=settings.fisher, draw=draw)
+        # the rollout's own actions are most often draws from the policy that is being differentiated
+        draw = batch.actions[part.rows] if settings.fisher == "sampled" and batch.is_on_policy else None
+        return Fisher(distribution=part.distribution, kind=settings.fisher, draw=draw, generator=self._generator)
 
     def _value_metric(self, part: Values, batch: Batch, sigma: Tensor | float) -> Metric:
         if self.settings.fisher == "empirical":

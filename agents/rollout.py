@@ -32,6 +32,7 @@ class Batch:
         weights: (M,) with 0 for rows that are no real transition, or None when all rows are real.
         valid_rows: number of real transitions.
         num_envs: N.
+        is_on_policy: whether the actions were drawn by the parameters that learn from them.
         recall: what the layers gave while acting, or None.
     """
 
@@ -42,6 +43,7 @@ class Batch:
     weights: Tensor | None
     valid_rows: int
     num_envs: int
+    is_on_policy: bool = True
     recall: Recall | None = None
 
     @property
@@ -107,12 +109,12 @@ class Rollout:
         self._valid = np.ones((num_steps, num_envs), dtype=np.bool_)
         self._finals: list[tuple[int, NDArray[np.intp], ObservationBatch]] = []
 
-    def start(self, observations: ObservationBatch | None) -> None:
-        """Begin a rollout from fresh observations, or, with None, from where the last one ended."""
-        if observations is None:
-            map_leaves(lambda leaf: leaf[0].copy_(leaf[self.num_steps]), self.observations)
+    def start(self, at: "ObservationBatch | Rollout") -> None:
+        """Begin a rollout at fresh observations, or where another one, or this one itself, has ended."""
+        if isinstance(at, Rollout):
+            map_leaves(lambda kept, last: kept[0].copy_(last[-1]), self.observations, at.observations)
         else:
-            self._keep(0, observations)
+            self._keep(0, at)
         self._actions.clear()
         self._finals.clear()
 

@@ -44,6 +44,16 @@ class Settings(  # fields stand in the order of the bases from last to first
                 f"setting 'conv_channels' takes three whole numbers, got {self.conv_channels}; with network "
                 "small-conv any number"
             )
+        if self.overlap and self.exact_resume:
+            raise UserError(
+                "settings 'overlap' and 'exact_resume' exclude each other: the batch that is being collected at a "
+                "checkpoint would be lost; leave one of them off"
+            )
+        if self.overlap and self.exploration != "none":
+            raise UserError(
+                f"settings 'overlap' and 'exploration' {self.exploration} exclude each other: weights drawn for a "
+                "rollout are learnt from in the same update; leave one of them off"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (tuples as lists), ready for YAML or JSON."""

@@ -9,22 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.profiler import record_function
 
-from acktr.agents.normalization import RewardScale
+from acktr.agents.collector import Collector
+from acktr.agents.overlap import OverlappedCollector
 from acktr.agents.policy import ActorCritic
 from acktr.agents.recall import recallable
 from acktr.agents.reporting import Reporter
-from acktr.agents.rollout import Batch, Rollout
+from acktr.agents.rollout import Batch
 from acktr.agents.run_folder import RunFolder
 from acktr.agents.settings import Settings
 from acktr.agents.spaces import space_to_dict
 from acktr.agents.streams import Streams
 from acktr.agents.updates import Updater
-from acktr.envs.batches import ObservationBatch
-from acktr.envs.vector import Step, VectorEnvironment
+from acktr.envs.vector import VectorEnvironment
 from acktr.errors import RunError
 
 RETURN_WINDOW = 100
@@ -63,16 +61,19 @@ class Trainer:
         self.folder = folder
         self.device = next(policy.parameters()).device
         self.updater = updater
-        recalls = settings.reuse_forward and recallable(policy.torso)
-        # a critic of its own judges the whole rollout in one pass, where its passes are not to serve the update
-        self._values_later = policy.value_torso is not None and not recalls
-        self.rollout = Rollout(
-            num_steps=settings.num_steps,
-            num_envs=environment.num_envs,
-            observation_space=environment.observation_space,
+        # what older parameters gave serves no update
+        recalls = settings.reuse_forward and recallable(policy.torso) and not settings.overlap
+        self.collector = Collector(
+            settings,
+            environment,
+            streams,
             device=self.device,
             recalls=recalls,
+            # a critic of its own judges the whole rollout in one pass, where its passes are not to serve the update
+            values_later=policy.value_torso is not None and not recalls,
+            buffers=2 if settings.overlap else 1,
         )
+        self._overlapped = OverlappedCollector(self.collector, policy) if settings.overlap else None
         self.timesteps = 0
         self.updates = 0
         self.episodes = 0
@@ -80,11 +81,8 @@ class Trainer:
         self.best_return = -math.inf
         self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
-        scaled = settings.scale_rewards
-        self._reward_scale = RewardScale(num_envs=environment.num_envs, gamma=settings.gamma) if scaled else None
         self._interval = Interval()
         self._checkpoint_at = 0
-        self._fresh: ObservationBatch | None = None
         self._schedule = (0, 0.0)
 
     def train(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -99,34 +97,42 @@ class Trainer:
         settings = self.settings
         if self.timesteps >= settings.total_timesteps:
             return True
-        self._restart_environments()
+        self.collector.restart()
         started = time.perf_counter() - self.wall_time
         self._interval.start(self.timesteps, self.wall_time)
         self._checkpoint_at = self._next_checkpoint()
-        while self.timesteps < settings.total_timesteps and not stop():
-            batch = self._collect()
-            report = self.updater.update(batch, progress=self.progress)
-            # after the update: actions are drawn and learnt from under the same moments
-            self.policy.encoder.observe(batch.observations, batch.weights)
-            self._interval.add(report.figures)
-            self.timesteps += batch.valid_rows
-            self.updates += 1
-            self.wall_time = time.perf_counter() - started
-            complete = self.timesteps >= settings.total_timesteps
-            if self.updates % settings.log_interval == 0 or complete:
-                self._log()
-            self.reporter.status(
-                timesteps=self.timesteps, steps_per_second=self._interval.rate(self.timesteps, self.wall_time)
-            )
-            if self.timesteps >= self._checkpoint_at and not complete:
-                self.checkpoint()
-                self._checkpoint_at = self._next_checkpoint()
-                if settings.exact_resume:
-                    self._restart_environments()
+        try:
+            while self.timesteps < settings.total_timesteps and not stop():
+                self._iterate(started)
+        finally:
+            if self._overlapped is not None:
+                self._overlapped.discard()
         complete = self.timesteps >= settings.total_timesteps
         if complete or not settings.exact_resume:  # exact resume goes on from a barrier, which an interruption is not
             self.checkpoint(is_final=complete)
         return complete
+
+    def _iterate(self, started: float) -> None:
+        settings = self.settings
+        batch = self._collect()
+        report = self.updater.update(batch, progress=self.progress)
+        # after the update: actions are drawn and learnt from under the same moments
+        self.policy.encoder.observe(batch.observations, batch.weights)
+        self._interval.add(report.figures)
+        self.timesteps += batch.valid_rows
+        self.updates += 1
+        self.wall_time = time.perf_counter() - started
+        complete = self.timesteps >= settings.total_timesteps
+        if self.updates % settings.log_interval == 0 or complete:
+            self._log()
+        self.reporter.status(
+            timesteps=self.timesteps, steps_per_second=self._interval.rate(self.timesteps, self.wall_time)
+        )
+        if self.timesteps >= self._checkpoint_at and not complete:
+            self.checkpoint()
+            self._checkpoint_at = self._next_checkpoint()
+            if settings.exact_resume:
+                self.collector.restart()
 
     def extend(self, timesteps: int) -> None:
         """Set the end that many timesteps ahead; schedules start anew and run until there."""
@@ -147,46 +153,23 @@ class Trainer:
         return before + (1 - before) * (self.timesteps - since) / max(1, self.settings.total_timesteps - since)
 
     def _collect(self) -> Batch:
-        with self.updater.exploring(), self.policy.unchanging():
-            return self._roll_out()
-
-    def _roll_out(self) -> Batch:
-        settings, rollout = self.settings, self.rollout
-        rollout.start(self._fresh)
-        self._fresh = None
-        for index in range(settings.num_steps):
-            with record_function("acktr::act"), rollout.acting(index):
-                actions, outcomes, values = self.policy.act_and_value(
-                    rollout.observed(index), generator=self.streams.actions, valued=not self._values_later
-                )
-                host_actions = actions.cpu().numpy()
-            with record_function("acktr::environment"):
-                step = self._step(host_actions)
-            rewards = np.sign(step.rewards) if settings.reward_clip == "sign" else step.rewards
-            if self._reward_scale is not None:
-                rewards = self._reward_scale(rewards, ended=step.terminals | step.truncations, valid=step.valid)
-            rollout.store(index, actions=outcomes, values=values, rewards=rewards, step=step)
-            if step.episode_returns.size:
-                self.returns.extend(step.episode_returns.tolist())
-                self.lengths.extend(step.episode_lengths.tolist())
-                self.episodes += int(step.episode_returns.size)
-        return rollout.finish(self.policy, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
-
-    def _step(self, actions: NDArray[Any]) -> Step:
         try:
-            return self.environment.step(actions)
+            if self._overlapped is not None:
+                collected = self._overlapped.next()
+            else:
+                with self.updater.exploring():
+                    collected = self.collector.collect(self.policy)
         except RunError as error:
-            if (strange := self.rollout.strange()) is None:
+            if (strange := self.collector.strange()) is None:
                 raise RunError(f"{error}; {self._kept()}") from error
             raise RunError(
                 f"training stopped at {self.timesteps} timesteps: the environment gave {strange}; {self._kept()}; mend "
                 "the environment"
             ) from error
-
-    def _restart_environments(self) -> None:
-        if self._reward_scale is not None:
-            self._reward_scale.restart()
-        self._fresh = self.environment.reset(self.streams.environment_seeds(self.environment.num_envs))
+        self.returns.extend(collected.episode_returns)
+        self.lengths.extend(collected.episode_lengths)
+        self.episodes += len(collected.episode_returns)
+        return collected.batch
 
     def _next_checkpoint(self) -> int:
         interval = self.settings.checkpoint_interval
@@ -224,7 +207,7 @@ class Trainer:
             else "an episode's return is not finite"
         )
         advice = "try a smaller max_kl or lr, or reward_clip sign"
-        if (strange := self.rollout.strange()) is not None:
+        if (strange := self.collector.strange()) is not None:
             reason, advice = f"the environment gave {strange}", "mend the environment"
         self.reporter.message(f"last losses: policy {figures['policy_loss']:.4g}, value {figures['value_loss']:.4g}")
         raise RunError(f"training diverged at {self.timesteps} timesteps: {reason}; {self._kept()}; {advice}")
@@ -240,6 +223,8 @@ class Trainer:
         """Write a checkpoint, marked best when the mean return never was higher over a full window."""
         if self.folder is None:
             return
+        if self._overlapped is not None:
+            self._overlapped.settle()
         is_best = False
         if len(self.returns) == RETURN_WINDOW or is_final:
             mean = float(np.mean(self.returns)) if self.returns else -math.inf
@@ -260,7 +245,7 @@ class Trainer:
                 "returns": list(self.returns),
                 "lengths": list(self.lengths),
                 "best_return": self.best_return,
-                "reward_scale": None if self._reward_scale is None else self._reward_scale.state_dict(),
+                "reward_scale": self.collector.state_dict(),
                 "wall_time": self.wall_time,
             },
         }
@@ -288,8 +273,7 @@ class Trainer:
         self._schedule = (training["schedule"][0], training["schedule"][1])
         self.updates = training["updates"]
         self.episodes = training["episodes"]
-        if self._reward_scale is not None:
-            self._reward_scale.load_state_dict(training["reward_scale"])
+        self.collector.load_state_dict(training["reward_scale"])
         self.returns.extend(training["returns"])
         self.lengths.extend(training["lengths"])
         self.best_return = training["best_return"]

@@ -31,8 +31,11 @@ from acktr.envs.make import family
 
 WARMUP_UPDATES = 12
 SETTLING_UPDATES = 3
-CLOCKED_UPDATES = 10
+CLOCKED_UPDATES = 20
 """At least: as many as lie between two refreshes of an inverse."""
+
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, "float32": {"precision": "float32"}, "overlap": {"overlap": True}}
+"""What sets a contestant of ours apart, by what stands behind its algorithm."""
 
 SETTLED_STEPS = 10_000
 """Steps after which K-FAC's intervals have their full length."""
@@ -78,14 +81,14 @@ def measure(contestant: str, task: Task) -> dict[str, Any]:
     """Measure one contestant in this process.
 
     Args:
-        contestant: "emulator", "a2c", "acktr", "a2c-float32", "acktr-float32", "sb3-a2c", "sb3-a2c-subproc" or
-            "sb3-ppo".
+        contestant: "emulator", "a2c", "acktr", "a2c-float32", "acktr-float32", "acktr-overlap", "sb3-a2c",
+            "sb3-a2c-subproc" or "sb3-ppo".
         task: on what.
 
     Returns:
         Plain values: the rate in decisions (`steps_per_second`) and in rows of the vector environment
         (`rows_per_second`), which for ours hold resets and forced FIREs too; the `laps`, with all of the update under
-        the label "update"; the peak memory in MB; and what it ran with.
+        the label "update", what another thread does meanwhile under none; the peak memory in MB; and what it ran with.
     """
     if contestant == "emulator":
         result = _measure_emulator(task)
@@ -100,8 +103,8 @@ def measure(contestant: str, task: Task) -> dict[str, Any]:
 
 
 def _measure_ours(contestant: str, task: Task) -> dict[str, Any]:
-    algorithm, _, precision = contestant.partition("-")
-    trainer = make_trainer(task.settings(algorithm, **({"precision": precision} if precision else {})))
+    algorithm, _, variant = contestant.partition("-")
+    trainer = make_trainer(task.settings(algorithm, **VARIANTS[variant]))
     with contextlib.closing(trainer.environment):
         _warm_up(trainer)
         rate = _rate(trainer, task.seconds)

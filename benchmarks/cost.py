@@ -27,7 +27,7 @@ from cost_measures import A2C, ACKTR, PLAIN, Sweep, settings_of, sweep_points
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
-from throughput import commit, machine
+from origin import commit, in_words, machine
 
 from acktr.agents import threads
 from acktr.agents.precision import choose_precision
@@ -93,7 +93,7 @@ def main() -> None:
         "rounds": args.rounds,
         "sweeps": [],
     }
-    state = f"commit {content['commit']}{', modified' if content['modified'] else ''}"
+    state = f"commit {in_words(content)}"
     print(f"{state}; torch {content['torch']}; {content['machine']['cpu']}, {content['threads']} threads")
     print(f"device: {content['device']}; {reason}; rounds: {args.rounds}, medians")
     for sweep in SWEEPS:

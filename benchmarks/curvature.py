@@ -58,7 +58,7 @@ def main() -> None:
     updater = build_updater(settings, policy, streams)
     reporter = Reporter(None, settings, console=False)
     trainer = Trainer(settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=None)
-    trainer._restart_environments()
+    trainer.collector.restart()
     for _ in range(BATCHES):
         batch = trainer._collect()
         updater.update(batch, progress=0.0)

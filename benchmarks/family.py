@@ -11,7 +11,6 @@ their records; `speed` lets all variants collect and learn in turn in one proces
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from origin import keep
 from scipy import stats
 
 if __name__ == "__main__":
@@ -53,7 +53,6 @@ TASKS: dict[str, tuple[int, tuple[int, ...]]] = {
 """Timesteps and seeds."""
 LAST_BATCH = 5000
 """A run ends with the first update at or beyond its total."""
-KEPT = ("command.txt", "settings.yaml", "metrics.csv")
 
 
 def fits(variant: str, env: str) -> bool:
@@ -84,8 +83,8 @@ def train(args: argparse.Namespace) -> None:
         timesteps, seeds = TASKS[env]
         for seed in seeds:
             for variant in args.variants:
-                kept = args.results / env / f"{variant}-seed{seed}"
-                if not fits(variant, env) or (kept / "metrics.csv").exists():
+                record = args.results / env / f"{variant}-seed{seed}"
+                if not fits(variant, env) or record.is_dir():
                     continue
                 folder = args.runs / env / f"{variant}-seed{seed}"
                 flags = [word for name, value in VARIANTS[variant].items() for word in (f"--{name}", value)]
@@ -95,14 +94,7 @@ def train(args: argparse.Namespace) -> None:
                     words = ["acktr", "resume", str(folder)]
                 print(" ".join(words), flush=True)
                 subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-                keep(folder, kept)
-
-
-def keep(folder: Path, kept: Path) -> None:
-    """The record of a run."""
-    kept.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-        shutil.copyfile(folder / name, kept / name)
+                keep(folder, record)
 
 
 # --- speed ---------------------------------------------------------------------------------------------------------
@@ -155,7 +147,7 @@ def make_trainer(env: str, flags: dict[str, str]) -> Any:
     updater = build_updater(settings, policy, streams)
     reporter = Reporter(None, settings, console=False)
     trainer = Trainer(settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=None)
-    trainer._restart_environments()
+    trainer.collector.restart()
     return trainer
 
 

@@ -33,7 +33,7 @@ if __name__ == "__main__":
 
 import torch
 from contestants import make_trainer
-from throughput import commit, machine
+from origin import commit, in_words, machine
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -378,7 +378,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - began, 1),
         "comparisons": watch.comparisons,
     }
-    told = f"commit {content['commit']}{', modified' if content['modified'] else ''}; torch {torch.__version__}"
+    told = f"commit {in_words(content)}; torch {torch.__version__}"
     print(f"{args.env}, seed {args.seed}, {told}; {content['machine']['cpu']}; {content['seconds']:.0f} s")
     for comparison in watch.comparisons:
         report(comparison, by_layer=comparison is watch.comparisons[-1])

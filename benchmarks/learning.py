@@ -10,7 +10,6 @@ the records that are there.
 import argparse
 import math
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,13 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from origin import keep
 from scipy import stats
 
 from acktr.agents.metrics_file import read_metrics
 from acktr.agents.plots import plot
 from acktr.agents.run_folder import RunFolder
-
-KEPT = ("command.txt", "settings.yaml", "metrics.csv")
 
 
 class Job(NamedTuple):
@@ -74,9 +72,7 @@ def train(job: Job, runs: Path, results: Path, flags: Sequence[str]) -> None:
     run.parent.mkdir(parents=True, exist_ok=True)
     with (run.parent / f"{run.name}.log").open("a") as log:
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
-    record.mkdir(parents=True)
-    for name in KEPT:
-        shutil.copy(run / name, record / name)
+    keep(run, record)
     text = (record / "command.txt").read_text().replace(str(run), job.name)
     (record / "command.txt").write_text(text)
     print(f"{job.name}: {last_return(record):.1f}", file=sys.stderr, flush=True)

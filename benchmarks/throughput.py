@@ -13,15 +13,16 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from origin import commit, in_words, machine
+
 CONTESTANTS = ("emulator", "a2c", "acktr", "sb3-a2c", "sb3-ppo", "a2c-float32", "acktr-float32")
-ON_REQUEST = ("sb3-a2c-subproc",)
+ON_REQUEST = ("acktr-overlap", "sb3-a2c-subproc")
 CONFIGURATIONS: tuple[tuple[str, int | None, int | None], ...] = (
     ("BreakoutNoFrameskip-v4", 16, 20),
     ("BreakoutNoFrameskip-v4", 32, 20),
@@ -35,11 +36,10 @@ RATIOS = (
     ("acktr", "a2c"),
     ("acktr-float32", "a2c-float32"),
     ("acktr", "emulator"),
+    ("acktr-overlap", "emulator"),
 )
 AT_EQUAL_PRECISION = (("acktr", "a2c"), ("acktr-float32", "a2c-float32"))
 EVERYTHING_ELSE = "everything else"
-ROOT = Path(__file__).resolve().parents[1]
-CODE = ("acktr", "agents", "envs", "configs", "benchmarks/*.py")
 
 Results = dict[str, list[dict[str, Any]]]
 """Of each contestant what `contestants.measure` gave, by round."""
@@ -152,27 +152,6 @@ def in_process(
     return result if laps is None else {**result, **by_phase(laps)}
 
 
-def commit() -> dict[str, Any]:
-    """The commit of the code and whether files were changed since; None where there is no repository."""
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], check=False, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    name, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", *CODE)
-    return {"commit": name, "modified": None if changes is None else bool(changes)}
-
-
-def machine() -> dict[str, Any]:
-    """What the processes run on."""
-    cpu = platform.processor() or platform.machine()
-    if (listing := Path("/proc/cpuinfo")).is_file():
-        names = [line.partition(":")[2].strip() for line in listing.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "platform": platform.platform(), "python": platform.python_version()}
-
-
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +220,7 @@ def wall_time_ratios(results: Results) -> dict[str, dict[str, float]]:
 def report(env: str, results: Results, content: dict[str, Any]) -> None:
     """Print the tables of one configuration."""
     any_result = next(rounds[0] for rounds in results.values())
-    state = f"commit {content['commit']}{', modified' if content['modified'] else ''}"
+    state = f"commit {in_words(content)}"
     hardware = f"{content['machine']['cpu']}, {content['machine']['cores']} cores"
     count = len(next(iter(results.values())))
     print(f"\n{env}: rounds: {count}, median [lowest, highest]; {state}; torch {any_result['torch']}; {hardware}")

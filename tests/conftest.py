@@ -1,4 +1,4 @@
-"""Shared by all tests: the oracles module is importable, and numerical tests run in float64."""
+"""Shared by all tests: the oracles and the benchmarks are importable, and numerical tests run in float64."""
 
 import os
 import sys
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 # The repository's folder acktr/ is only a part of the package; child processes must import the installed one.
 os.environ["PYTHONSAFEPATH"] = "1"
 

@@ -1,34 +1,16 @@
 """The benchmark of growing cost: its exponents, its verdict, and that it still fits the code that it measures."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import cost
+import multiplications
 import pytest
 import torch
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-multiplications = load("multiplications")  # in this order, for the later ones import the earlier
-load("throughput")
-load("cost_measures")
-cost = load("cost")
 
 
 def point(size: int, milliseconds: float, count: float) -> dict[str, Any]:

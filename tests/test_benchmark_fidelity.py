@@ -1,12 +1,10 @@
 """The benchmark of fidelity: its distances are those of the dense blocks, and whoever watches disturbs nothing."""
 
 import contextlib
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import contestants
+import fidelity
 import pytest
 import torch
 from torch import Tensor
@@ -18,23 +16,6 @@ from acktr.agents.trainer import Trainer
 from acktr.errors import UserError
 from acktr.kfac import weighted_mean
 from acktr.kfac.kronecker import kronecker_products
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-load("phase_clock")  # each imports those before it
-contestants, _ = load("contestants"), load("throughput")
-fidelity = load("fidelity")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

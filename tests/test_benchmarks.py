@@ -1,33 +1,17 @@
 """The benchmark of speed: its clock, its ratios, and that it still fits the code that it measures."""
 
 import contextlib
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
+import threading
 from typing import Any
 
+import contestants
+import phase_clock
 import pytest
+import throughput
 import torch
 
-from acktr.agents import trainer as trainer_module
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-phase_clock = load("phase_clock")  # first, for the next imports it
-contestants, throughput = load("contestants"), load("throughput")
+from acktr.agents import collector as collector_module
 
 
 class Watch:
@@ -74,11 +58,29 @@ def test_a_label_ends_with_its_block_even_where_that_raises() -> None:
     assert clock.laps == [{"": 2, "outer": 1}]
 
 
+def test_labels_of_other_threads_are_not_heard() -> None:
+    watch = Watch()
+    clock = phase_clock.PhaseClock(now=watch)
+
+    def elsewhere() -> None:
+        with clock("elsewhere"):
+            watch.time += 1
+
+    clock.start()
+    with clock("here"):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        watch.time += 2
+    clock.lap()
+    assert clock.laps == [{"": 0, "here": 3}]
+
+
 def test_the_clock_takes_the_place_of_the_labels_and_gives_it_back() -> None:
     clock = phase_clock.PhaseClock()
     with phase_clock.clocked(clock):
-        assert vars(trainer_module)["record_function"] is clock
-    assert vars(trainer_module)["record_function"] is torch.profiler.record_function
+        assert vars(collector_module)["record_function"] is clock
+    assert vars(collector_module)["record_function"] is torch.profiler.record_function
 
 
 def test_phases_add_up_to_the_rollout_and_the_update() -> None:
@@ -160,3 +162,11 @@ def test_measuring_acktr_gives_every_phase() -> None:
         times = figures["phases_ms"][part].values()
         assert all(math.isfinite(time) and time > 0 for time in times)
         assert sum(times) == pytest.approx(figures[f"{part}_ms"]["mean"])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_measuring_overlap_times_the_update_by_itself() -> None:
+    task = contestants.Task(env="CartPole-v1", num_envs=2, num_steps=4, seconds=0.2)
+    figures = throughput.by_phase(contestants.measure("acktr-overlap", task)["laps"])
+    assert set(figures["phases_ms"]["rollout"]) == {"everything else"}
+    assert "forward" in figures["phases_ms"]["update"]

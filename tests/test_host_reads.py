@@ -26,7 +26,7 @@ def test_an_update_reads_nothing_from_the_device(
     env: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = acktr.ACKTR(env, **options)._trainer
-    trainer._restart_environments()
+    trainer.collector.restart()
     updater = trainer.updater
     assert isinstance(updater, ACKTRUpdater)
     updater.update(trainer._collect(), progress=0.1)

@@ -20,7 +20,7 @@ def agent(env: str = "CartPole-v1", **options: Any) -> Any:
 
 def trainer_of(agent: Any) -> Trainer:
     trainer: Trainer = agent._trainer
-    trainer._restart_environments()
+    trainer.collector.restart()
     return trainer
 
 

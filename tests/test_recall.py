@@ -164,7 +164,7 @@ def trainer(algorithm: str, **options: Any) -> Trainer:
     updater = build_updater(settings, policy, streams)
     reporter = Reporter(None, settings, console=False)
     made = Trainer(settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=None)
-    made._restart_environments()
+    made.collector.restart()
     return made
 
 

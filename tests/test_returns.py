@@ -195,9 +195,9 @@ def test_a_critic_of_its_own_judges_a_rollout_at_once_as_it_does_step_by_step() 
     for later in (True, False):
         agent = acktr.ACKTR("Pendulum-v1", shared_trunk=False, num_envs=3, num_steps=150, num_threads=1, seed=5)
         trainer = agent._trainer
-        assert trainer._values_later
-        trainer._values_later = later
-        trainer._restart_environments()
+        assert trainer.collector.values_later
+        trainer.collector.values_later = later
+        trainer.collector.restart()
         batches.append([trainer._collect() for _ in range(2)])
     for at_once, stepwise in zip(*batches, strict=True):
         assert torch.equal(at_once.actions, stepwise.actions)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_origin
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from acktr.agents.settings import FIELDS, Settings, convert, takes
@@ -155,6 +155,7 @@ def _values(name: str) -> st.SearchStrategy[Any]:
 
 @given(st.fixed_dictionaries({name: _values(name) for name in FIELDS}))
 def test_yaml_and_json_give_back_every_setting_exactly(values: dict[str, Any]) -> None:
+    assume(not values["overlap"] or not (values["exact_resume"] or values["exploration"] != "none"))
     settings = Settings(**values)
     assert Settings.from_dict(yaml.safe_load(yaml.safe_dump(settings.to_dict()))) == settings
     assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings

@@ -221,7 +221,7 @@ def test_rows_that_are_no_transition_do_not_reach_the_network_through_a_dict() -
 
     agent = acktr.ACKTR(Poisoned, num_threads=1, log_interval=1, **SMALL)
     trainer = agent._trainer
-    trainer._restart_environments()
+    trainer.collector.restart()
     trainer._collect()
     batch = trainer._collect()
     assert batch.weights is not None

@@ -1,10 +1,9 @@
 """What an update of ACKTR costs beside one of A2C: counted in multiplications and operations, not timed."""
 
-import importlib.util
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import multiplications
 import pytest
 import torch
 from gymnasium import spaces
@@ -17,14 +16,6 @@ from acktr.agents.presets import resolve
 from acktr.agents.recall import Recall
 from acktr.agents.rollout import Batch
 from acktr.agents.updates import Updater
-
-_SPEC = importlib.util.spec_from_file_location(
-    "multiplications", Path(__file__).parents[1] / "benchmarks" / "multiplications.py"
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-multiplications = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(multiplications)
 
 STEPS, ENVS = 20, 16
 

@@ -216,7 +216,7 @@ def _gram(rows: Tensor) -> Tensor:
 
 
 def _weighted_sum(rows: Tensor, root_weights: Tensor | None) -> Tensor:
-    per_example = rows.sum(1)  # (N, b, i); rows already carry one square root of the weight
     if root_weights is None:
-        return per_example.sum(0)
-    return (per_example * root_weights.reshape(-1, 1, 1)).sum(0)
+        return rows.flatten(0, 1).sum(0)
+    # rows already carry one square root of the weight
+    return (rows.sum(1) * root_weights.reshape(-1, 1, 1)).sum(0)

@@ -18,8 +18,8 @@ Laps = list[dict[str, float]]
 class PhaseClock:
     """Wall time by the labels open at a time, called as torch's `record_function` is.
 
-    Each moment belongs to the innermost label alone, so the times of a lap add up to its length. Labels of threads other
-    than the one that started it are not heard.
+    Each moment belongs to the innermost label alone, so the times of a lap add up to its length. Labels of other
+    threads than the one that started it are not heard.
 
     Args:
         synchronize: waits for the device.

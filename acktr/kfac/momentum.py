@@ -18,6 +18,7 @@ class Momentum:
 
     def __init__(self, state: MutableMapping[Tensor, dict[str, Any]], units: int, like: Tensor) -> None:
         self._state = state
+        self._reached: dict[tuple[int, ...], Tensor] = {}
         self.mass: Tensor = like.new_zeros(units)
         """(units,) weight that each average holds, which it is unbiased by."""
 
@@ -35,9 +36,12 @@ class Momentum:
         grown = (1 - fresh) * self.mass + fresh
         if len(active) == len(self.mass):
             return grown
-        chosen = set(active)
-        reached = torch.tensor([index in chosen for index in range(len(self.mass))], device=self.mass.device)
-        return torch.where(reached, grown, self.mass)
+        key = tuple(active)
+        if key not in self._reached:  # made and moved to the device once
+            chosen = set(active)
+            reached = torch.tensor([index in chosen for index in range(len(self.mass))])
+            self._reached[key] = reached.to(self.mass.device)
+        return torch.where(self._reached[key], grown, self.mass)
 
     def shorten(self, parameters: Sequence[Tensor], factor: Tensor) -> None:
         """Multiply the averages of these parameters by `factor` (0-d)."""

@@ -119,8 +119,8 @@ class Collector:
         return Collected(batch=batch, episode_returns=returns, episode_lengths=lengths)
 
     def strange(self) -> str | None:
-        """What no network can learn from in the rollout that was begun last; see `Rollout.strange`."""
-        return self._rollouts[self._turn].strange()
+        """What no network can learn from in the rollouts that are kept; see `Rollout.strange`."""
+        return next((found for rollout in self._rollouts if (found := rollout.strange()) is not None), None)
 
     def state_dict(self) -> dict[str, float] | None:
         """The scale of the rewards, where they are scaled; episodes in progress are not kept."""

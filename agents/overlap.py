@@ -51,13 +51,9 @@ class OverlappedCollector:
         return dataclasses.replace(collected, batch=dataclasses.replace(collected.batch, is_on_policy=False))
 
     def settle(self) -> None:
-        """Wait until nothing is being collected; what was stays for `next`.
-
-        Raises:
-            RunError: as `Collector.collect`.
-        """
+        """Wait until nothing is being collected; what was, be it a failure, stays for `next`."""
         if self._pending is not None:
-            self._pending.result()
+            self._pending.exception()
 
     def discard(self) -> None:
         """Wait until nothing is being collected, and forget it: the environments start afresh, or are closed."""

@@ -226,9 +226,12 @@ class Blind(Broken):
         return np.full(2, np.nan if self.count > 100 else 0.0, np.float32), 1.0, False, False, {}
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("agent", [acktr.ACKTR, acktr.A2C])
-def test_an_observation_that_is_not_finite_is_not_blamed_on_the_policy(agent: Any, tmp_path: Path) -> None:
-    trained = agent(Blind, num_envs=2, num_steps=10, run_dir=tmp_path / "run", checkpoint_interval=50)
+def test_an_observation_that_is_not_finite_is_not_blamed_on_the_policy(
+    agent: Any, overlap: bool, tmp_path: Path
+) -> None:
+    trained = agent(Blind, num_envs=2, num_steps=10, run_dir=tmp_path / "run", checkpoint_interval=50, overlap=overlap)
     reason = (
         r"environment gave an observation that is not finite, in environment 0; the last good checkpoint is .*; mend "
         "the environment"

@@ -1,5 +1,6 @@
 """The committed results belong to the presets as they are shipped now."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,17 @@ def test_a_change_of_a_preset_asks_for_its_results_to_be_run_again(record: Path)
     shipped = resolve(asked).settings().to_dict()
     changed = {name for name, value in recorded.items() if shipped[name] != value} - OF_THE_COMMAND
     assert changed == set().union(*idle(settings, changed).values())
+
+
+FILES = sorted(path.relative_to(RESULTS) for path in RESULTS.rglob("*") if path.is_file() and path.name != "commit.txt")
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.name not in ("README.md", "curve.png")], ids=str)
+def test_every_result_carries_its_commit(file: Path) -> None:
+    """In itself or in a `commit.txt` beside or above it; curves are drawn from records that have theirs."""
+    told = [RESULTS / folder / "commit.txt" for folder in file.parents]
+    found = [path.read_text().strip() for path in told if path.is_file()]
+    if file.suffix == ".json" and not found:
+        found = [json.loads((RESULTS / file).read_text())["commit"]]
+    assert found
+    assert re.fullmatch(r"[0-9a-f]{7,40}", found[0])

@@ -96,6 +96,7 @@ class ForwardPasses:
         self._stride = max(1, round(fraction / measured_fraction))
         self._holds_values = holds_values
         self._samples: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
+        self._measured: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
 
     def run(self, batch: Batch, optimizer: KFAC) -> ForwardPass:
         """Outputs of the batch, of which the optimizer has captured a sample where it wants one."""
@@ -107,27 +108,37 @@ class ForwardPasses:
         rest: Tensor | None = None
         if parts > 1:
             chosen, rest = self._sample(batch, rows, parts)
-            self.turn += due  # else parts and intervals of equal numbers would always meet in the same part
+        among, measured = self._measured_rows(batch, rows, parts)
+        self.turn += due  # else parts and intervals of equal numbers would always meet in the same part
         if batch.forward_is_known or not due:
             whole = self._outputs(batch, slice(None), sink=sink)
-            if not due:
+            if due:
+                with optimizer.capture():
+                    sample = self._outputs(batch, chosen, trains=False)
+            else:
                 sample = whole if isinstance(chosen, slice) else whole.at(chosen, chosen)
-                return self._passed([whole], sample, rows, is_captured=False)
+            found = [whole]
+        else:
             with optimizer.capture():
-                sample = self._outputs(batch, chosen, trains=False)
-            return self._passed([whole], sample, rows, is_captured=True)
-        with optimizer.capture():
-            sample = self._outputs(batch, chosen)
-        others = [] if rest is None else [self._outputs(batch, rest)]
-        return self._passed([sample, *others], sample, rows, is_captured=True)
+                sample = self._outputs(batch, chosen)
+            found = [sample] if rest is None else [sample, self._outputs(batch, rest)]
+        return ForwardPass(
+            parts=found,
+            sample=sample,
+            measured=sample if measured is None else sample.at(among, measured),
+            is_captured=due,
+        )
 
-    def _passed(self, parts: list[Outputs], sample: Outputs, rows: int, *, is_captured: bool) -> ForwardPass:
-        measured = sample
-        if self._stride > 1:
-            every = slice(None, None, self._stride)
-            indices = torch.arange(rows) if isinstance(sample.rows, slice) else sample.rows
-            measured = sample.at(every, indices[every])
-        return ForwardPass(parts=parts, sample=sample, measured=measured, is_captured=is_captured)
+    def _measured_rows(self, batch: Batch, rows: int, parts: int) -> tuple[Tensor | slice, Tensor | None]:
+        """Positions in the sample of the rows to measure, which take turns, and these rows; None for the sample."""
+        if self._stride == 1:
+            return slice(None), None
+        key = (rows, batch.num_envs, parts, self.turn % (parts * self._stride))
+        if key not in self._measured:
+            device = batch.returns.device
+            positions, chosen = part_of_part(rows, batch.num_envs, parts, self._stride, self.turn)
+            self._measured[key] = positions.to(device), chosen.to(device)
+        return self._measured[key]
 
     def _sample(self, batch: Batch, rows: int, parts: int) -> tuple[Tensor, Tensor]:
         key = (rows, batch.num_envs, parts, self.turn % parts)
@@ -174,3 +185,28 @@ def rotating_part(rows: int, num_envs: int, parts: int, turn: int) -> tuple[Tens
         diagonal = index
     taken = diagonal % parts == turn % parts
     return index[taken], index[~taken]
+
+
+def part_of_part(rows: int, num_envs: int, parts: int, stride: int, turn: int) -> tuple[Tensor, Tensor]:
+    """Which rows of a sample are measured: one in `stride`, at least one, of every environment as far as they reach.
+
+    Args:
+        rows: M.
+        num_envs: N.
+        parts: as of `rotating_part`, whose part of that turn is meant.
+        stride: into how many the part is divided.
+        turn: which of those it is changes once all parts had theirs.
+
+    Returns:
+        Positions among the part's rows, and the rows' indices, on the CPU.
+    """
+    part, _ = rotating_part(rows, num_envs, parts, turn)
+    positions = torch.arange(len(part))
+    wanted = turn // parts % stride
+    if parts * stride > num_envs + rows // num_envs - 1:  # fewer diagonals than that
+        number = min(stride, len(part))
+        positions = positions[positions % number == wanted % number]
+    else:
+        diagonal = part % num_envs + part // num_envs
+        positions = positions[diagonal // parts % stride == wanted]
+    return positions, part[positions]

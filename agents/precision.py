@@ -17,7 +17,7 @@ def choose_precision(settings: Settings, device: torch.device, *, convolutional:
     """
     native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     if settings.precision == "auto":
-        if convolutional and native:
+        if convolutional and native and torch.get_default_dtype() == torch.float32:
             return torch.bfloat16, "precision: bfloat16 in the torso, which this CPU multiplies natively; else float32"
         return torch.float32, "precision: float32"
     if settings.precision == "float32":

@@ -25,15 +25,18 @@ Use = tuple[int, int]
 def recallable(torso: nn.Module) -> bool:
     """Whether the outputs of this torso's layers may be kept: each row's depend on that row alone, and they are dear.
 
-    Of modules whose code is not known here nothing is assumed. An activation in place overwrites what is kept, and may
-    do so again, which is harmless for ReLU. Multi-layer perceptrons on vectors cost less than the bookkeeping.
+    Of modules whose code is not known here nothing is assumed, nor of those with hooks. An activation in place
+    overwrites what is kept, and may do so again, which is harmless for ReLU. Multi-layer perceptrons on vectors cost
+    less than the bookkeeping.
     """
     modules = list(torso.modules())
     return all(map(_is_row_wise, modules)) and any(isinstance(module, nn.Conv2d) for module in modules)
 
 
 def _is_row_wise(module: nn.Module) -> bool:
-    if isinstance(module, nn.ELU) and module.inplace:
+    if module._forward_hooks or module._forward_pre_hooks or (isinstance(module, nn.ELU) and module.inplace):
+        return False
+    if isinstance(module, nn.Conv2d) and isinstance(module.padding, str):  # perhaps more on one side than on the other
         return False
     known = (nn.Linear, nn.Conv2d, nn.ReLU, nn.Tanh, nn.ELU, nn.Flatten, nn.Sequential, nn.ModuleList, DictTorso)
     return type(module) in known
@@ -51,30 +54,32 @@ class Recall:
         self._shape = (num_steps, num_envs)
         self._outputs: dict[Use, Tensor] = {}  # (T, N, ...)
         self._counts: dict[Use, int] = {}  # steps kept of this rollout
-        self._weights: dict[int, tuple[Tensor, int]] = {}  # with their modification counts at the first step
+        self._parameters: dict[int, tuple[Tensor, int]] = {}  # with their modification counts at the first step
 
     @contextlib.contextmanager
     def recording(self, step: int) -> Iterator[None]:
         """Keep what the layers give inside, as step `step`; they come in order, and step 0 begins a new rollout."""
         if step == 0:
-            self._counts, self._weights = {}, {}
+            self._outputs = {use: self._outputs[use] for use in self._counts}  # of layers that are still there
+            self._counts, self._parameters = {}, {}
         mode = _Recording()
         with mode:
             yield
-        for weight, number, output in mode.outputs:
+        for weight, bias, number, output in mode.outputs:
             use = (id(weight), number)
             outputs = self._outputs.get(use)
             if outputs is None or outputs.dtype != output.dtype or outputs.shape[2:] != output.shape[1:]:
                 outputs = self._outputs[use] = _storage(self._shape, output)
             outputs[step].copy_(output)
             self._counts[use] = self._counts.get(use, 0) + 1
-            self._weights.setdefault(id(weight), (weight, weight._version))
+            for parameter in (weight,) if bias is None else (weight, bias):
+                self._parameters.setdefault(id(parameter), (parameter, parameter._version))
 
     @property
     def is_valid(self) -> bool:
-        """Whether a whole rollout is kept, and no weight has changed since it began."""
+        """Whether a whole rollout is kept, and no weight or bias has changed since it began, but by its `.data`."""
         whole = bool(self._counts) and all(count == self._shape[0] for count in self._counts.values())
-        return whole and all(weight._version == version for weight, version in self._weights.values())
+        return whole and all(kept._version == version for kept, version in self._parameters.values())
 
     def replaying(
         self, rows: Tensor | slice, *, trains: bool = True, sink: RowSink | None = None
@@ -135,7 +140,7 @@ class _Recording(_Layers):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outputs: list[tuple[Tensor, int, Tensor]] = []
+        self.outputs: list[tuple[Tensor, Tensor | None, int, Tensor]] = []
 
     def use(
         self,
@@ -150,7 +155,7 @@ class _Recording(_Layers):
         computed = (
             linear(inputs, weight, bias) if func is functional.linear else func(inputs, weight, bias, *args, **kwargs)
         )
-        self.outputs.append((weight, number, computed.detach()))
+        self.outputs.append((weight, bias, number, computed.detach()))
         return computed
 
 

@@ -32,7 +32,7 @@ class RowSink(Protocol):
 
 
 class RecalledLinear(torch.autograd.Function):
-    """`functional.linear` of rows (M, i), weight (o, i) and bias (o,), with its output (M, o) given.
+    """`functional.linear` of rows (M, ..., i), weight (o, i) and bias (o,), with its output (M, ..., o) given.
 
     Rows and output may be of lower precision than the weight; gradients of the parameters are then computed in that
     precision, with sums in float32, as under autocast. A sink that wants the parameters' gradients gets them.
@@ -53,11 +53,13 @@ class RecalledLinear(torch.autograd.Function):
         """Gradients of inputs, weight and bias."""
         inputs, weight = ctx.saved_tensors
         to_inputs, to_weight, to_bias = _wanted(ctx)
+        shape = inputs.shape
+        gradient, inputs = gradient.flatten(0, -2), inputs.flatten(0, -2)
         if to_weight and ctx.sink is not None and ctx.sink.wants(weight, ctx.bias, len(gradient)):
             ctx.sink.add(weight, gradient, inputs)
             to_weight = to_bias = False
         return (
-            product(gradient[None], weight.to(gradient)[None])[0] if to_inputs else None,
+            product(gradient[None], weight.to(gradient)[None])[0].view(shape) if to_inputs else None,
             product(gradient.mT[None], inputs.to(gradient)[None])[0].to(weight) if to_weight else None,
             gradient.sum(0, dtype=weight.dtype) if to_bias else None,
             None,

@@ -171,7 +171,8 @@ def make_environment(settings: Settings, env: EnvironmentLike | None = None) -> 
         noop_max=settings.noop_max,
         num_threads=settings.num_threads,
         pixels=pixels_of(settings),
-        vectorization=settings.vectorization,
+        # pictures are drawn in the thread that asked for the first one, and overlap has two
+        vectorization="async" if settings.overlap and settings.pixels else settings.vectorization,
     )
 
 

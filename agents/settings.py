@@ -49,6 +49,11 @@ class Settings(  # fields stand in the order of the bases from last to first
                 "settings 'overlap' and 'exact_resume' exclude each other: the batch that is being collected at a "
                 "checkpoint would be lost; leave one of them off"
             )
+        if self.overlap and self.pixels and self.vectorization == "sync":
+            raise UserError(
+                "settings 'overlap' and 'vectorization' sync exclude each other where 'pixels' is true: pictures are "
+                "drawn in the thread that asked for the first; use vectorization async"
+            )
         if self.overlap and self.exploration != "none":
             raise UserError(
                 f"settings 'overlap' and 'exploration' {self.exploration} exclude each other: weights drawn for a "

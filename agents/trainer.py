@@ -61,16 +61,17 @@ class Trainer:
         self.folder = folder
         self.device = next(policy.parameters()).device
         self.updater = updater
-        # what older parameters gave serves no update
+        # what older parameters gave serves no update, nor what others than those that learn did
         recalls = settings.reuse_forward and recallable(policy.torso) and not settings.overlap
+        recalls = recalls and settings.exploration == "none"
         self.collector = Collector(
             settings,
             environment,
             streams,
             device=self.device,
             recalls=recalls,
-            # a critic of its own judges the whole rollout in one pass, where its passes are not to serve the update
-            values_later=policy.value_torso is not None and not recalls,
+            # a critic of its own judges the whole rollout in one pass
+            values_later=policy.value_torso is not None,
             buffers=2 if settings.overlap else 1,
         )
         self._overlapped = OverlappedCollector(self.collector, policy) if settings.overlap else None

@@ -8,6 +8,7 @@ from pathlib import Path
 # Before torch is loaded: on busy cores its idle threads, which wait by spinning, slow small tensors a hundred times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 # The repository's folder acktr/ is only a part of the package; child processes must import the installed one.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture

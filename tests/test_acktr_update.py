@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acktr.agents.acktr import ACKTRUpdater
-from acktr.agents.forward_pass import Outputs, rotating_part
+from acktr.agents.forward_pass import Outputs, part_of_part, rotating_part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -172,6 +172,36 @@ def test_the_parts_that_curvature_is_taken_from_divide_the_batch_and_none_is_emp
         assert sorted(part + rest) == list(range(rows))
         everything += part
     assert sorted(everything) == list(range(rows))
+
+
+@given(
+    num_envs=st.integers(1, 20),
+    num_steps=st.integers(1, 20),
+    parts=st.integers(1, 6),
+    stride=st.integers(2, 9),
+)
+def test_the_rows_that_kls_are_measured_on_take_turns_through_the_sample(
+    num_envs: int, num_steps: int, parts: int, stride: int
+) -> None:
+    rows = num_envs * num_steps
+    parts = min(parts, rows)
+    for first in range(parts):
+        part = rotating_part(rows, num_envs, parts, first)[0].tolist()
+        seen: set[int] = set()
+        for turn in range(first, first + parts * stride, parts):
+            positions, chosen = (found.tolist() for found in part_of_part(rows, num_envs, parts, stride, turn))
+            assert chosen == [part[position] for position in positions]
+            assert chosen
+            seen.update(chosen)
+        assert seen == set(part)
+
+
+def test_the_rows_that_kls_are_measured_on_are_of_all_environments() -> None:
+    """Those of half of the environments never were, and with statistics of all rows those of one alone were."""
+    for parts, stride in ((4, 2), (1, 8)):
+        _, chosen = part_of_part(320, 16, parts, stride, 0)
+        assert set((chosen % 16).tolist()) == set(range(16))
+        assert len(chosen) == 40
 
 
 @pytest.mark.parametrize("interval", [1, 2, 4])

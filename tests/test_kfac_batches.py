@@ -57,6 +57,44 @@ def test_grids_of_unequal_size_average_to_the_factor_of_all_positions(size: int,
     torch.testing.assert_close(inputs_factor(thinned), inputs_factor(whole), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("parts", [1, 3, 9])
+def test_parts_of_one_batch_see_all_positions_together(parts: int) -> None:
+    """Each part began with the same grid."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten())
+    frames = torch.arange(36.0).view(1, 1, 6, 6).expand(9, 1, 6, 6).contiguous()
+    whole, thinned = KFAC(model), KFAC(model, position_stride=3)
+    captured(model, whole, frames)
+    for part in frames.chunk(parts):
+        captured(model, thinned, part)
+    torch.testing.assert_close(inputs_factor(thinned), inputs_factor(whole))
+
+
+def test_patches_made_in_portions_see_all_positions_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each portion began with the same grid."""
+    monkeypatch.setattr("acktr.kfac.statistics._CHUNK_ELEMENTS", 100)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten())
+    frames = torch.arange(36.0).view(1, 1, 6, 6).expand(9, 1, 6, 6).contiguous()
+    whole, thinned = KFAC(model), KFAC(model, position_stride=3)
+    captured(model, whole, frames)
+    captured(model, thinned, frames)
+    torch.testing.assert_close(inputs_factor(thinned), inputs_factor(whole))
+
+
+def test_maps_too_small_for_a_grid_weigh_as_what_they_are() -> None:
+    """All of their positions are taken; they counted as if they were a ninth."""
+    model = nn.Conv2d(1, 2, 1)
+    whole = KFAC(model, stat_decay=1 - 1e-9)
+    thinned = KFAC(model, position_stride=3, stat_decay=1 - 1e-9)
+    for size in (9, 2, 9, 2):
+        frames = size * torch.ones(9, 1, size, size)
+        for optimizer in (whole, thinned):
+            with optimizer.capture():
+                outputs = model(frames)
+            optimizer.update_statistics(GaussNewton(values=outputs.flatten(1)))
+            optimizer.steps += 1
+    torch.testing.assert_close(inputs_factor(thinned), inputs_factor(whole), rtol=1e-6, atol=1e-9)
+
+
 class Experts(nn.Module):
     """Each sees every fourth row."""
 

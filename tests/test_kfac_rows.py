@@ -121,3 +121,33 @@ def test_gradients_are_wanted_before_the_first_inverse_and_where_there_is_one_al
     model[2].weight.grad = torch.ones_like(model[2].weight)
     assert not optimizer.rows.wants(model[2].weight, model[2].bias, 5)
     assert not optimizer.rows.wants(torch.ones(20, 30), None, 5)  # of no unit
+
+
+@pytest.mark.parametrize("parameter", ["weight", "bias"])
+def test_a_layer_with_a_part_that_is_not_trained_gets_its_gradient(parameter: str) -> None:
+    """A bias that was frozen later moved with the rows."""
+    model, optimizer = informed()
+    getattr(model[2], parameter).requires_grad_(False)
+    assert not optimizer.rows.wants(model[2].weight, model[2].bias, 5)
+
+
+@pytest.mark.parametrize("parameter", ["weight", "bias"])
+def test_a_gradient_that_comes_after_rows_counts_too(parameter: str) -> None:
+    """Of a further micro-batch, or a penalty on the weights."""
+    model, optimizer = informed()
+    gradients, inputs = rows()
+    later = {"weight": torch.randn(20, 30), "bias": torch.randn(20)}[parameter]
+    optimizer.rows.add(model[2].weight, gradients, inputs)
+    getattr(model[2], parameter).grad = later
+    found = optimizer.natural_gradient()
+    optimizer.zero_grad()
+    model[2].weight.grad, model[2].bias.grad = gradients.mT @ inputs, gradients.sum(0)
+    getattr(model[2], parameter).grad += later
+    for key, wanted in optimizer.natural_gradient().items():
+        torch.testing.assert_close(found[key], wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_rows_are_not_wanted_where_the_bias_has_a_gradient_already() -> None:
+    model, optimizer = informed()
+    model[2].bias.grad = torch.ones_like(model[2].bias)
+    assert not optimizer.rows.wants(model[2].weight, model[2].bias, 5)

@@ -170,7 +170,9 @@ def test_it_learns_cartpole() -> None:
     agent.close()
 
 
-@pytest.mark.parametrize("other", [{"exact_resume": True}, {"exploration": "noisy-kfac"}])
+@pytest.mark.parametrize(
+    "other", [{"exact_resume": True}, {"exploration": "noisy-kfac"}, {"pixels": True, "vectorization": "sync"}]
+)
 def test_what_it_excludes_is_refused(other: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="exclude each other"):
         acktr.ACKTR("CartPole-v1", overlap=True, **other)

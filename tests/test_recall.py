@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+import acktr
 from acktr.agents import presets
 from acktr.agents.policy import ActorCritic
 from acktr.agents.precision import choose_precision
@@ -118,6 +119,10 @@ def test_weights_that_changed_make_it_invalid_and_a_new_rollout_valid() -> None:
     with torch.no_grad():
         policy.policy_head.logits.weight.add_(1)  # type: ignore[union-attr, operator]
     assert not recall.is_valid
+    recall = recorded(policy, rows)
+    with torch.no_grad():
+        policy.value_head.bias.add_(1)
+    assert not recall.is_valid
     batch = Batch(
         observations=rows,
         actions=torch.zeros(6),
@@ -133,6 +138,12 @@ def test_weights_that_changed_make_it_invalid_and_a_new_rollout_valid() -> None:
         assert not torch.equal(policy(rows)[1], policy(torch.zeros_like(rows))[1])
 
 
+def hooked(module: nn.Module) -> nn.Module:
+    """With a hook that changes the output in place, which a replay would do once more."""
+    module.register_forward_hook(lambda module, inputs, output: output.mul_(2))
+    return module
+
+
 @pytest.mark.parametrize(
     "torso",
     [
@@ -140,8 +151,11 @@ def test_weights_that_changed_make_it_invalid_and_a_new_rollout_valid() -> None:
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten()),
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.ELU(inplace=True), nn.Flatten()),  # would overwrite what is kept
         nn.Sequential(nn.Flatten(), nn.Linear(9, 2)),  # nothing to gain
+        nn.Sequential(nn.Conv2d(1, 2, 4, padding="same"), nn.Flatten()),  # padded more on one side
+        nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(1, 2, 3)), nn.Flatten()),  # a new weight at every call
+        hooked(nn.Conv2d(1, 2, 3)),
     ],
-    ids=["dropout", "batch norm", "in place", "no convolution"],
+    ids=["dropout", "batch norm", "in place", "no convolution", "padding", "spectral norm", "hook"],
 )
 def test_networks_whose_rows_depend_on_one_another_are_left_alone(torso: nn.Module) -> None:
     assert not recallable(torso)
@@ -194,6 +208,50 @@ def test_training_equals_that_of_the_plain_path(algorithm: str, options: dict[st
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", ["same", "valid", 1])
+def test_a_torso_of_ones_own_trains_alike_on_either_path(padding: Any) -> None:
+    """A linear layer on three axes, whose rows are not the batch's, and paddings that go by name."""
+
+    def torso() -> nn.Module:
+        torch.manual_seed(0)
+        first = nn.Conv2d(4, 6, 8, 8, padding=0 if padding == "same" else padding)
+        second = nn.Conv2d(6, 4, 3, padding=padding)
+        return nn.Sequential(first, nn.ReLU(), second, nn.Flatten(2), nn.LazyLinear(40), nn.Tanh(), nn.Flatten())
+
+    moved = []
+    for reuses in (True, False):
+        made = torso()
+        made(torch.zeros(1, 4, 84, 84))
+        options: dict[str, Any] = {"num_envs": 2, "num_steps": 4, "num_threads": 1, "precision": "float32"}
+        agent = acktr.ACKTR("PongNoFrameskip-v4", torso=made, seed=3, reuse_forward=reuses, **options)
+        agent._trainer.collector.restart()
+        for _ in range(3):  # from the second on there are inverses, and gradients may stay rows
+            agent._trainer.updater.update(agent._trainer._collect(), progress=0.1)
+        moved.append(torch.cat([parameter.detach().flatten() for parameter in agent.policy.parameters()]))
+        agent.close()
+    torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"shared_trunk": False}, {"exploration": "noisy-kfac"}], ids=str)
+def test_what_no_update_can_use_is_not_kept(options: dict[str, Any]) -> None:
+    """The actor's step changes weights before the critic learns; drawn weights act that are not those that learn."""
+    made = trainer("acktr", **options)
+    recall = made._collect().recall
+    kept = set() if recall is None else {use[0] for use in recall._outputs}
+    value_torso = made.policy.value_torso
+    assert not kept & {id(parameter) for parameter in (() if value_torso is None else value_torso.parameters())}
+    assert bool(kept) == ("exploration" not in options)
+
+
+def test_outputs_of_layers_that_are_gone_are_forgotten() -> None:
+    recall = Recall(num_steps=1, num_envs=2)
+    for _ in range(4):
+        layer = nn.Conv2d(1, 2, 3)
+        with recall.recording(0), torch.no_grad():
+            layer(torch.zeros(2, 1, 5, 5))
+    assert len(recall._outputs) <= 2
+
+
 def test_bfloat16_makes_the_same_step_up_to_its_rounding() -> None:
     precise, coarse = (trainer("acktr", precision=name) for name in ("float32", "bfloat16"))
     coarse.policy.load_state_dict(copy.deepcopy(precise.policy.state_dict()))
@@ -218,6 +276,12 @@ def test_bfloat16_is_chosen_for_convolutions_on_processors_that_have_it_alone(mo
         wanted = torch.bfloat16 if native else torch.float32
         assert choose_precision(settings, CPU, convolutional=True)[0] == wanted
         assert choose_precision(settings, CPU, convolutional=False)[0] == torch.float32
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    torch.set_default_dtype(torch.float64)  # of the parameters, which have no bfloat16 beside them
+    try:
+        assert choose_precision(settings, CPU, convolutional=True)[0] == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
     asked = Settings(env="x", precision="bfloat16")
     assert choose_precision(asked, CPU, convolutional=False)[0] == torch.bfloat16
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: False)

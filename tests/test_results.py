@@ -25,7 +25,7 @@ def test_there_are_results() -> None:
 
 
 TO_BE_RUN_AGAIN = re.compile(r"pong|breakout|family/(Pong|HalfCheetah)|mujoco/HalfCheetah-v5/acktr")
-"""Made before Atari's preset took rarer statistics and HalfCheetah's 16 environments; the results' README says so too."""
+"""From before Atari's preset took rarer statistics and HalfCheetah's 16 environments; the results' README says so."""
 
 
 def _case(record: Path) -> Any:

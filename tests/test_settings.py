@@ -155,7 +155,8 @@ def _values(name: str) -> st.SearchStrategy[Any]:
 
 @given(st.fixed_dictionaries({name: _values(name) for name in FIELDS}))
 def test_yaml_and_json_give_back_every_setting_exactly(values: dict[str, Any]) -> None:
-    assume(not values["overlap"] or not (values["exact_resume"] or values["exploration"] != "none"))
+    drawn_here = values["pixels"] and values["vectorization"] == "sync"
+    assume(not values["overlap"] or not (values["exact_resume"] or values["exploration"] != "none" or drawn_here))
     settings = Settings(**values)
     assert Settings.from_dict(yaml.safe_load(yaml.safe_dump(settings.to_dict()))) == settings
     assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings

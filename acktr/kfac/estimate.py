@@ -72,6 +72,7 @@ class FisherEstimate:
         self.stale_count = 0
         self.asked = False
         self.counted = -1
+        self._taken = 0  # examples of the newest step, whose grids of positions those that follow go on with
         self._recorder = Recorder(recorded_modules(self.units))
 
     @property
@@ -105,10 +106,12 @@ class FisherEstimate:
         self.asked = True
         turn = self.steps // self.pace.stat_interval
         share = self.pace.share(turn + 1)
+        before = 0
         if self.counted == self.steps:  # a further part of one step's batch: the first has aged what is older
-            share = Share(keep=1.0, add=share.add)
-        if add_batch(self.units, metric, weights, calls, share=share, thinning=self.pace.thinning(turn)):
+            share, before = Share(keep=1.0, add=share.add), self._taken
+        if add_batch(self.units, metric, weights, calls, share=share, thinning=self.pace.thinning(turn + before)):
             self.counted = self.steps
+            self._taken = before + (len(calls[0].inputs) if calls else 0)
 
     @torch.no_grad()
     def refresh_due(self, damping_of: DampingOf) -> list[Unit]:

@@ -71,8 +71,7 @@ def input_rows(
     if isinstance(module, nn.Linear):
         yield slice(0, inputs.shape[0]), inputs.reshape(inputs.shape[0], -1, 1, inputs.shape[-1])
         return
-    if min(_output_size(module, inputs)) < thinning.every:  # a grid might miss the whole map
-        thinning = EVERY_POSITION
+    thinning = possible_thinning(module, inputs, thinning)
     size = module.weight[0].numel() * module.groups
     if thinning.every == 1:
         for part in chunks(inputs.shape[0], positions * size):
@@ -83,12 +82,19 @@ def input_rows(
         chosen = inputs[part]
         found: list[Tensor] = []
         owners: list[Tensor] = []
-        for examples, grid in thinning.grids(chosen.shape[0]):
+        for examples, grid in thinning.grids(chosen.shape[0], before=part.start):
             rows = _conv_rows(module, chosen[examples], grid)
             found.append(rows.flatten(0, 1).unsqueeze(1))
             owner = torch.arange(chosen.shape[0], device=rows.device)[examples] + part.start
             owners.append(owner.repeat_interleave(rows.shape[1]))
         yield torch.cat(owners), torch.cat(found)
+
+
+def possible_thinning(module: Affine, inputs: Tensor, thinning: Thinning) -> Thinning:
+    """What `input_rows` makes of a thinning: all positions of a linear layer, and of maps that a grid might miss."""
+    if isinstance(module, nn.Linear) or min(_output_size(module, inputs)) < thinning.every:
+        return EVERY_POSITION
+    return thinning
 
 
 def output_positions(module: Affine, inputs: Tensor) -> int:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.capture import Call
-from acktr.kfac.layers import AFFINE_TYPES, Affine, ParameterMap, gradient_rows, input_rows, output_positions
+from acktr.kfac.layers import (
+    AFFINE_TYPES,
+    Affine,
+    ParameterMap,
+    gradient_rows,
+    input_rows,
+    output_positions,
+    possible_thinning,
+)
 from acktr.kfac.products import product
 from acktr.kfac.statistics import (
     EVERY_POSITION,
@@ -109,13 +117,14 @@ class WeightBatch:
         masses: list[Tensor] = []
         taken = 0
         for call in calls:
+            every = possible_thinning(_affine(call), call.inputs, thinning).every
             for part, rows in self._input_rows(call, thinning):
                 own = None if weights is None else weights[part]
                 moments.append(second_moment(rows, own, homogeneous=homogeneous))
                 masses.append(total_weight(len(rows), own, rows) * rows.shape[1])
-                taken += len(rows) * rows.shape[1]
+                taken += len(rows) * rows.shape[1] * every**2
         total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]
-        extent = taken * thinning.every**2 / max(1, examples * _positions(calls)) if thinning.every > 1 else 1.0
+        extent = taken / max(1, examples * _positions(calls)) if thinning.every > 1 else 1.0
         return Moment(total, torch.stack(masses).sum(), extent)
 
     def of_outputs(self) -> Moment:

@@ -29,14 +29,16 @@ class GradientRows:
 
         Args:
             weight: (o, i).
-            bias: (o,) or None; it must share the weight's block, if it is trained.
+            bias: (o,) or None; it must share the weight's block and be trained with it, or neither.
             rows: N.
         """
         unit = self._units.get(id(weight))
         if unit is None or weight.dim() != 2 or not isinstance(unit.block, KroneckerBlock):
             return False
-        treated = bias is None or not bias.requires_grad or any(bias is parameter for parameter in unit.parameters)
-        return treated and weight.grad is None and unit.block.wants_rows(rows)
+        trained = {id(part) for part in (weight, bias) if part is not None and part.requires_grad}
+        if trained != set(map(id, unit.parameters)):
+            return False
+        return all(parameter.grad is None for parameter in unit.parameters) and unit.block.wants_rows(rows)
 
     def add(self, weight: Tensor, gradients: Tensor, inputs: Tensor) -> None:
         """Add Σ g aᵀ to the gradient of a layer that `wants` it, and Σ g to its bias's.
@@ -57,13 +59,27 @@ class GradientRows:
         return id(unit.parameters[0]) in self._rows
 
     def preconditioned(self, unit: Unit) -> Tensor:
-        """(F + λ)⁻¹ of the gradient that the unit's rows sum up to, (1, o, i [+ 1])."""
-        pairs = self._rows[id(unit.parameters[0])]
+        """(F + λ)⁻¹ of the gradient that the unit's rows sum up to, (1, o, i [+ 1]).
+
+        Of that and what has come to `.grad` since, where anything has.
+        """
         assert isinstance(unit, WeightUnit)
         assert isinstance(unit.block, KroneckerBlock)
+        direction = unit.block.precondition_rows(*self._of(unit))
+        later = [parameter.grad for parameter in unit.parameters]
+        if all(gradient is None for gradient in later):
+            return direction
+        known = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(unit.parameters, later, strict=True)
+        ]
+        return direction + unit.block.precondition(unit.matrix(known), 0.0)  # of the damping in its inverses
+
+    def _of(self, unit: WeightUnit) -> tuple[Tensor, Tensor]:
+        pairs = self._rows[id(unit.parameters[0])]
         like = unit.parameters[0]
         gradients = torch.cat([gradient for gradient, _ in pairs]).to(like)
         inputs = torch.cat([rows for _, rows in pairs]).to(like)
         if unit.map.bias is not None:
             inputs = torch.cat((inputs, inputs.new_ones(len(inputs), 1)), dim=1)
-        return unit.block.precondition_rows(gradients, inputs)
+        return gradients, inputs

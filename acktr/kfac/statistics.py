@@ -58,11 +58,16 @@ class Thinning:
     every: int = 1
     turn: int = 0
 
-    def grids(self, examples: int) -> Iterator[tuple[slice, Grid]]:
-        """Slices that together hold every example once, with their grid."""
+    def grids(self, examples: int, before: int = 0) -> Iterator[tuple[slice, Grid]]:
+        """Slices that together hold every example once, with their grid.
+
+        Args:
+            examples: of this part of a batch.
+            before: examples of the batch in front of them.
+        """
         number = self.every**2
         for first in range(min(number, max(1, examples))):  # of no example one slice, which holds none
-            row, column = divmod((first + self.turn) % number, self.every)
+            row, column = divmod((first + before + self.turn) % number, self.every)
             yield slice(first, examples, number), Grid(every=self.every, row=row, column=column)
 
 

@@ -20,6 +20,9 @@ from acktr.kfac import KFAC, NoisyKFAC
 
 Head = Literal["policy", "value"]
 
+MOST_KEPT = 64
+"""Samples whose indices are kept."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
@@ -137,6 +140,7 @@ class ForwardPasses:
         if key not in self._measured:
             device = batch.returns.device
             positions, chosen = part_of_part(rows, batch.num_envs, parts, self._stride, self.turn)
+            _make_room(self._measured)
             self._measured[key] = positions.to(device), chosen.to(device)
         return self._measured[key]
 
@@ -145,6 +149,7 @@ class ForwardPasses:
         if key not in self._samples:  # made and moved to the device once
             device = batch.returns.device
             chosen, rest = rotating_part(rows, batch.num_envs, parts, self.turn)
+            _make_room(self._samples)
             self._samples[key] = chosen.to(device), rest.to(device)
         return self._samples[key]
 
@@ -163,6 +168,12 @@ class ForwardPasses:
                 policies = Policies(rows=rows, distribution=distribution)
                 values = Values(rows=rows, values=predicted, held=held if self._holds_values else None)
         return Outputs(rows=rows, policies=policies, values=values)
+
+
+def _make_room(kept: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]]) -> None:
+    """Forget the oldest of too many: a batch divided into its rows has as many samples, each with all other rows."""
+    if len(kept) >= MOST_KEPT:
+        del kept[next(iter(kept))]
 
 
 def rotating_part(rows: int, num_envs: int, parts: int, turn: int) -> tuple[Tensor, Tensor]:

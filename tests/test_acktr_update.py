@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import acktr
 from acktr.agents.acktr import ACKTRUpdater
-from acktr.agents.forward_pass import Outputs, part_of_part, rotating_part
+from acktr.agents.forward_pass import MOST_KEPT, Outputs, part_of_part, rotating_part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -202,6 +203,18 @@ def test_the_rows_that_kls_are_measured_on_are_of_all_environments() -> None:
         _, chosen = part_of_part(320, 16, parts, stride, 0)
         assert set((chosen % 16).tolist()) == set(range(16))
         assert len(chosen) == 40
+
+
+def test_the_indices_of_samples_do_not_fill_the_memory() -> None:
+    """With a sample of one row there are as many as rows, and each leaves all others."""
+    trainer = acktr.ACKTR("CartPole-v1", hidden_sizes=(4,), stat_fraction=1 / 200, num_envs=2, num_steps=100)._trainer
+    trainer.collector.restart()
+    batch = trainer._collect()
+    passes = trainer.updater.actor._passes  # type: ignore[attr-defined]
+    for turn in range(300):
+        passes.turn = turn
+        passes._sample(batch, 200, 200)
+    assert len(passes._samples) == MOST_KEPT
 
 
 @pytest.mark.parametrize("interval", [1, 2, 4])

@@ -69,6 +69,19 @@ def test_parts_of_one_batch_see_all_positions_together(parts: int) -> None:
     torch.testing.assert_close(inputs_factor(thinned), inputs_factor(whole))
 
 
+@pytest.mark.parametrize("parts", [1, 3, 4, 6, 9])
+@pytest.mark.parametrize("every", [2, 3])
+def test_batches_that_repeat_at_an_interval_meet_every_grid(parts: int, every: int) -> None:
+    """Samples that rotate through three parts of a batch met three grids of nine."""
+    model = nn.Conv2d(1, 2, 1)
+    optimizer = KFAC(model, position_stride=every)
+    met = set()
+    for turn in range(0, parts * every**4, parts):
+        (_, grid), *_ = optimizer.estimate.pace.thinning(turn).grids(1)
+        met.add((grid.row, grid.column))
+    assert len(met) == every**2
+
+
 def test_patches_made_in_portions_see_all_positions_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each portion began with the same grid."""
     monkeypatch.setattr("acktr.kfac.statistics._CHUNK_ELEMENTS", 100)

@@ -109,7 +109,7 @@ class FisherEstimate:
         before = 0
         if self.counted == self.steps:  # a further part of one step's batch: the first has aged what is older
             share, before = Share(keep=1.0, add=share.add), self._taken
-        if add_batch(self.units, metric, weights, calls, share=share, thinning=self.pace.thinning(turn + before)):
+        if add_batch(self.units, metric, weights, calls, share=share, thinning=self.pace.thinning(turn, before)):
             self.counted = self.steps
             self._taken = before + (len(calls[0].inputs) if calls else 0)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from contestants import SETTLED_STEPS
 from gymnasium import spaces
 from multiplications import Multiplications
 from throughput import spread
@@ -30,9 +31,6 @@ from acktr.agents.settings import Settings
 from acktr.agents.updates import Updater
 
 PLAIN, A2C, ACKTR = "forward + backward", "A2C", "ACKTR"
-
-SETTLED_STEPS = 10_000
-"""Steps after which K-FAC's intervals have their full length."""
 
 WARMUP_UPDATES = 2
 """Of every contestant in every round, before it is timed."""

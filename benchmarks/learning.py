@@ -73,8 +73,6 @@ def train(job: Job, runs: Path, results: Path, flags: Sequence[str]) -> None:
     with (run.parent / f"{run.name}.log").open("a") as log:
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
     keep(run, record)
-    text = (record / "command.txt").read_text().replace(str(run), job.name)
-    (record / "command.txt").write_text(text)
     print(f"{job.name}: {last_return(record):.1f}", file=sys.stderr, flush=True)
 
 

@@ -43,6 +43,8 @@ def machine() -> dict[str, Any]:
 def keep(run: Path, record: Path) -> None:
     """Keep what a result is: command, settings, metrics and the commit that made it.
 
+    The record's own name, its last two folders, stands in the command in place of the run folder's.
+
     Args:
         run: its run folder.
         record: a folder to be made.
@@ -50,4 +52,6 @@ def keep(run: Path, record: Path) -> None:
     record.mkdir(parents=True)
     for name in KEPT:
         shutil.copyfile(run / name, record / name)
+    command = record / "command.txt"
+    command.write_text(command.read_text().replace(str(run), "/".join(record.parts[-2:])))
     (record / COMMIT_FILE).write_text(in_words(commit()) + "\n")

@@ -245,8 +245,8 @@ def test_what_no_update_can_use_is_not_kept(options: dict[str, Any]) -> None:
 
 def test_outputs_of_layers_that_are_gone_are_forgotten() -> None:
     recall = Recall(num_steps=1, num_envs=2)
-    for _ in range(4):
-        layer = nn.Conv2d(1, 2, 3)
+    layers = [nn.Conv2d(1, 2, 3) for _ in range(4)]  # all alive, so that no identity comes twice
+    for layer in layers:
         with recall.recording(0), torch.no_grad():
             layer(torch.zeros(2, 1, 5, 5))
     assert len(recall._outputs) <= 2

@@ -34,6 +34,19 @@ class Moved(NamedTuple):
     counters: dict[str, int]
 
 
+def random_batch(rows: int) -> Batch:
+    """For boxes of three numbers and four actions, from four environments, every row valid."""
+    return Batch(
+        observations=torch.randn(rows, 3),
+        actions=torch.randint(0, 4, (rows,)),
+        advantages=torch.randn(rows),
+        returns=torch.randn(rows),
+        weights=None,
+        valid_rows=rows,
+        num_envs=4,
+    )
+
+
 def moved_by_an_update(
     *,
     shared: bool,
@@ -58,15 +71,10 @@ def moved_by_an_update(
         **options,
     )
     policy = ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings)
-    batch = Batch(
-        observations=torch.randn(64, 3),
-        actions=torch.randint(0, 4, (64,)),
-        advantages=torch.randn(64),
-        returns=torch.randn(64) + returns,
-        weights=weights,
-        valid_rows=64 if weights is None else int(weights.sum()),
-        num_envs=4,
-    )
+    batch = random_batch(64)
+    batch.returns.add_(returns)
+    if weights is not None:
+        batch = dataclasses.replace(batch, weights=weights, valid_rows=int(weights.sum()))
     for row, size in (advantages or {}).items():
         batch.advantages[row] = size
     for row, size in (observations or {}).items():
@@ -233,18 +241,7 @@ def test_statistics_rotate_through_the_rows_whatever_their_interval(interval: in
 
     updater.actor._update_statistics = spied  # type: ignore[method-assign]
     for _ in range(4 * interval):
-        updater.update(
-            Batch(
-                observations=torch.rand(16, 3),
-                actions=torch.randint(0, 4, (16,)),
-                advantages=torch.randn(16),
-                returns=torch.randn(16),
-                weights=None,
-                valid_rows=16,
-                num_envs=4,
-            ),
-            progress=0.1,
-        )
+        updater.update(random_batch(16), progress=0.1)
     assert len(seen) == 4
     assert frozenset().union(*seen) == frozenset(range(16))
 
@@ -297,15 +294,7 @@ def test_the_entropy_bonus_follows_its_schedule() -> None:
         policy = ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings)
         with torch.no_grad():
             policy.policy_head.logits.weight.normal_()
-        batch = Batch(
-            observations=torch.randn(64, 3),
-            actions=torch.randint(0, 4, (64,)),
-            advantages=torch.zeros(64),
-            returns=torch.zeros(64),
-            weights=None,
-            valid_rows=64,
-            num_envs=4,
-        )
+        batch = dataclasses.replace(random_batch(64), advantages=torch.zeros(64), returns=torch.zeros(64))
         before = policy(batch.observations)[0].entropy().mean()
         ACKTRUpdater(policy, settings, torch.Generator().manual_seed(0)).update(batch, progress=progress)
         entropies.append(float((policy(batch.observations)[0].entropy().mean() - before).detach()))
@@ -319,15 +308,7 @@ def test_a_batch_without_a_valid_row_moves_nothing(shared: bool) -> None:
     settings = Settings(env="CartPole-v1", shared_trunk=shared, max_measured_kl=1e-3, value_sigma=0.0)
     policy = ActorCritic(Box(-1, 1, (3,)), Discrete(4), settings)
     updater = ACKTRUpdater(policy, settings, torch.Generator().manual_seed(0))
-    batch = Batch(
-        observations=torch.randn(8, 3),
-        actions=torch.randint(0, 4, (8,)),
-        advantages=torch.randn(8),
-        returns=torch.randn(8),
-        weights=None,
-        valid_rows=8,
-        num_envs=2,
-    )
+    batch = random_batch(8)
     updater.update(batch, progress=0.0)
     before = [parameter.clone() for parameter in policy.parameters()]
     updater.update(dataclasses.replace(batch, weights=torch.zeros(8), valid_rows=0), progress=0.0)

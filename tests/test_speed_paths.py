@@ -6,22 +6,26 @@ import sys
 
 import pytest
 import torch
+from host_reads import let_looks_be_free
 from oracles import flat_parameters
 from small_models import classifier, train_step
 
+from acktr.agents.observations import take_rows
 from acktr.kfac import KFAC, products
 from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.products import product
-from acktr.kfac.statistics import second_moment
+from acktr.kfac.statistics import second_moment, weighted_rows
 
 
 @pytest.mark.parametrize("left_transposed", [False, True])
 @pytest.mark.parametrize("right_transposed", [False, True])
+@pytest.mark.parametrize("width", [40, 80])
 def test_product_equals_the_matrix_product_in_float32_for_every_layout(
-    left_transposed: bool, right_transposed: bool
+    left_transposed: bool, right_transposed: bool, width: int
 ) -> None:
-    left = torch.randn((1, 70, 90) if left_transposed else (1, 90, 70), dtype=torch.float32)
-    right = torch.randn((1, 80, 70) if right_transposed else (1, 70, 80), dtype=torch.float32)
+    assert 40 <= products._NARROW < 80
+    left = torch.randn((1, 70, width) if left_transposed else (1, width, 70), dtype=torch.float32)
+    right = torch.randn((1, width, 70) if right_transposed else (1, 70, width), dtype=torch.float32)
     left = left.transpose(1, 2) if left_transposed else left
     right = right.transpose(1, 2) if right_transposed else right
     assert left.shape[1] * left.shape[2] * right.shape[2] > products._SMALLEST
@@ -52,6 +56,28 @@ def test_a_bias_column_is_the_same_whether_rows_or_the_result_are_widened() -> N
     torch.testing.assert_close(split[0] + split[1], many, rtol=0, atol=1e-12)
 
 
+def test_weighted_rows_are_the_same_where_weights_may_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, weights = torch.randn(5, 2, 1, 3), torch.tensor([1.0, 0.0, 0.25, 0.0, 2.0])
+    rows[1, 0, 0, 2], rows[3] = torch.nan, torch.inf  # what a row of weight 0 holds is nobody's business
+    found = []
+    for looks in (True, False):
+        let_looks_be_free(looks, monkeypatch)
+        found.append(weighted_rows(rows, weights))
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0][2], rows[2] / 2)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_frames_are_taken_whole_and_keep_their_channels_last(channels: int) -> None:
+    frames = torch.randint(0, 255, (6, 5, 7, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    rows = torch.tensor([4, 0, 4, 5])
+    taken = take_rows({"frames": frames, "vector": frames[:, :, 0, 0]}, rows)
+    assert isinstance(taken, dict)
+    assert torch.equal(taken["frames"], frames[rows])
+    assert taken["frames"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(taken["vector"], frames[rows, :, 0, 0])
+
+
 def test_running_average_in_place_equals_the_debiased_weighted_mean() -> None:
     average, decay = RunningAverage(), 0.9
     totals = [torch.randn(4, 4, dtype=torch.float64) for _ in range(5)]
@@ -73,8 +99,7 @@ def test_steps_that_may_not_be_looked_at_equal_those_that_may(
     """On a GPU tensor arithmetic decides what a CPU looks at: sound batches, a NaN, and steps taken back."""
     ends = []
     for looks in (True, False):
-        for module in ("averages", "optimizer", "rules", "step"):
-            monkeypatch.setattr(f"acktr.kfac.{module}.looks_are_free", lambda tensor, looks=looks: looks)
+        let_looks_be_free(looks, monkeypatch)
         model = classifier()
         optimizer = KFAC(model, lr=0.1, max_kl=max_kl, inverse_interval=1)
         torch.manual_seed(1)

@@ -5,12 +5,13 @@ The only place that tells one module type from another. A network is described, 
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acktr.kfac.statistics import ALL_OF_A_MAP, EVERY_POSITION, Grid, Thinning, chunks, conv_patches
+from acktr.kfac.statistics import EVERY_POSITION, Thinning, chunks, conv_patches, conv_windows
 
 Affine = nn.Linear | nn.Conv2d
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d
@@ -75,19 +76,24 @@ def input_rows(
     size = module.weight[0].numel() * module.groups
     if thinning.every == 1:
         for part in chunks(inputs.shape[0], positions * size):
-            yield part, _conv_rows(module, inputs[part], ALL_OF_A_MAP)
+            yield part, _conv_rows(module, inputs[part])
         return
     # all grids' rows make one product: nine small ones take half as long again
     for part in chunks(inputs.shape[0], -(-positions // thinning.every**2) * size):
-        chosen = inputs[part]
-        found: list[Tensor] = []
+        chosen = _padded(module, inputs[part])
+        everyone = torch.arange(part.start, part.stop, device=inputs.device)
+        windows: list[Tensor] = []
         owners: list[Tensor] = []
         for examples, grid in thinning.grids(chosen.shape[0], before=part.start):
-            rows = _conv_rows(module, chosen[examples], grid)
-            found.append(rows.flatten(0, 1).unsqueeze(1))
-            owner = torch.arange(chosen.shape[0], device=rows.device)[examples] + part.start
-            owners.append(owner.repeat_interleave(rows.shape[1]))
-        yield torch.cat(owners), torch.cat(found)
+            window = conv_windows(chosen[examples], **_geometry(module), grid=grid)
+            windows.append(window)
+            owners.append(everyone[examples].repeat_interleave(window.shape[1] * window.shape[2]))
+        owner = torch.cat(owners)
+        rows = chosen.new_empty(len(owner), 1, module.groups, size // module.groups)
+        sizes = [window.shape[:3].numel() for window in windows]
+        for place, window in zip(torch.split(rows, sizes), windows, strict=True):
+            place.view(window.shape).copy_(window)
+        yield owner, rows
 
 
 def possible_thinning(module: Affine, inputs: Tensor, thinning: Thinning) -> Thinning:
@@ -175,17 +181,29 @@ def _output_size(module: nn.Conv2d, inputs: Tensor) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def _conv_rows(module: nn.Conv2d, inputs: Tensor, grid: Grid) -> Tensor:
+def _conv_rows(module: nn.Conv2d, inputs: Tensor) -> Tensor:
+    return conv_patches(_padded(module, inputs), **_geometry(module))
+
+
+def _padded(module: nn.Conv2d, inputs: Tensor) -> Tensor:
     pads = module._reversed_padding_repeated_twice
-    if any(pads):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        inputs = functional.pad(inputs, pads, mode=mode)
+    if not any(pads):
+        return inputs
+    return functional.pad(inputs, pads, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+
+
+class _Geometry(TypedDict):
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+def _geometry(module: nn.Conv2d) -> _Geometry:
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-    return conv_patches(
-        inputs,
-        kernel_size=(kernel[0], kernel[1]),
-        stride=(stride[0], stride[1]),
-        dilation=(dilation[0], dilation[1]),
-        groups=module.groups,
-        grid=grid,
-    )
+    return {
+        "kernel_size": (kernel[0], kernel[1]),
+        "stride": (stride[0], stride[1]),
+        "dilation": (dilation[0], dilation[1]),
+        "groups": module.groups,
+    }

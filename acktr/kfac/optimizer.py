@@ -362,6 +362,8 @@ class KFAC(PlainOptimizer):
             factor: 0-d, 0 to 1; NaN counts as 0.
             skips: whether a step of which nothing is left counts as skipped.
         """
+        if looks_are_free(factor) and factor == 1:
+            return
         factor = torch.where(factor > 0, factor, 0.0).to(self.scale)
         self._last.contract(factor)
         self._momentum.shorten(self._last.parameters, factor)

@@ -13,6 +13,9 @@ from torch.nn import functional
 _SMALLEST = 1 << 16
 """Multiplications below which oneDNN's overhead of some 15 microseconds does not pay."""
 
+_NARROW = 64
+"""Width up to which the second moment of many rows, `rowsᵀ @ rows`, takes less time than the copy that oneDNN needs."""
+
 
 def _find_onednn() -> Callable[..., Tensor] | None:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -38,6 +41,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     multiplications = left[0].numel() * right.shape[-1]
     plain = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32 and _dense(left) and _dense(right)
     if _onednn is None or not (single and plain) or multiplications < _SMALLEST or torch.is_grad_enabled():
+        return left @ right
+    if max(left.shape[1], right.shape[2]) <= _NARROW and not left.is_contiguous():
         return left @ right
     # a linear layer's x Wᵀ with W = rightᵀ
     return _onednn(left[0], right[0].T, None, "none", [], "").unsqueeze(0)

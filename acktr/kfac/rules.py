@@ -109,5 +109,7 @@ def _square(tensors: list[Tensor]) -> Tensor:
 def _shortened(step: Tensor, scale: Tensor) -> Tensor:
     """`step * scale` in its place; 0 for a scale (0-d) of 0, whatever the step holds."""
     if looks_are_free(scale):
+        if scale == 1:
+            return step
         return step.mul_(scale) if scale > 0 else step.zero_()
     return torch.where(scale > 0, step.mul_(scale), 0.0)

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from acktr.kfac.averages import looks_are_free
 from acktr.kfac.products import product
 
 FactorKind = Literal["expand", "reduce"]
@@ -101,14 +102,31 @@ def conv_patches(
         (N, T, groups, i) with T the number of positions taken and
         i = C / groups · kernel height · kernel width, in the order of `weight.flatten(1)`.
     """
+    windows = conv_windows(inputs, kernel_size=kernel_size, stride=stride, dilation=dilation, groups=groups, grid=grid)
+    return windows.flatten(4).flatten(1, 2)
+
+
+def conv_windows(
+    inputs: Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    grid: Grid = ALL_OF_A_MAP,
+) -> Tensor:
+    """What `conv_patches` copies, as a view of the inputs.
+
+    Returns:
+        (N, rows, columns, groups, C / groups, kernel height, kernel width) of the positions taken.
+    """
     span = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
     windows = inputs.unfold(2, span[0], stride[0]).unfold(3, span[1], stride[1])
     windows = windows[:, :, grid.row :: grid.every, grid.column :: grid.every]
     windows = windows[..., :: dilation[0], :: dilation[1]]  # (N, C, Oh, Ow, kh, kw), a view
     examples, channels, rows, columns = windows.shape[:4]
     windows = windows.reshape(examples, groups, channels // groups, rows, columns, *kernel_size)
-    width = channels // groups * kernel_size[0] * kernel_size[1]
-    return windows.permute(0, 3, 4, 1, 2, 5, 6).reshape(examples, rows * columns, groups, width)
+    return windows.permute(0, 3, 4, 1, 2, 5, 6)
 
 
 def weighted_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
@@ -124,7 +142,13 @@ def weighted_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return rows
     column = weights.reshape(-1, *[1] * (rows.dim() - 1)).to(rows.dtype)
-    return torch.where(column > 0, rows, rows.new_zeros(())) * column.sqrt()
+    if not looks_are_free(rows):
+        return torch.where(column > 0, rows, rows.new_zeros(())) * column.sqrt()
+    scaled = rows * column.sqrt()
+    left_out = weights == 0
+    if left_out.any():
+        scaled[left_out] = 0.0
+    return scaled
 
 
 def total_weight(examples: int, weights: Tensor | None, like: Tensor) -> Tensor:
@@ -224,4 +248,5 @@ def _weighted_sum(rows: Tensor, root_weights: Tensor | None) -> Tensor:
     if root_weights is None:
         return rows.flatten(0, 1).sum(0)
     # rows already carry one square root of the weight
-    return (rows.sum(1) * root_weights.reshape(-1, 1, 1)).sum(0)
+    summed = rows.squeeze(1) if rows.shape[1] == 1 else rows.sum(1)
+    return (root_weights @ summed.flatten(1)).view(summed.shape[1:])

@@ -80,6 +80,10 @@ def test_the_clock_takes_the_place_of_the_labels_and_gives_it_back() -> None:
     clock = phase_clock.PhaseClock()
     with phase_clock.clocked(clock):
         assert vars(collector_module)["record_function"] is clock
+        assert collector_module.labels_are_read()
+    assert not collector_module.labels_are_read()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert collector_module.labels_are_read()
     assert vars(collector_module)["record_function"] is torch.profiler.record_function
 
 

@@ -60,17 +60,23 @@ class RunningAverage:
             share: of the batch's mean.
         """
         usable = (weight > 0) & torch.isfinite(total.sum())
-        if not looks_are_free(total):
-            total.masked_fill_(~usable, 0.0)  # a NaN times a share of 0 would still be one
-        elif not usable:
-            total.zero_()
-        fresh = share.add * usable.to(total.dtype)
         if self.value is None or self.mass is None:
-            self.value, self.mass = self._neutral(total), torch.zeros_like(fresh)
-        self.mass = torch.where(usable, share.keep * self.mass, self.mass) + fresh
-        part = torch.where(usable, fresh / self.mass, 0.0)
+            self.value, self.mass = self._neutral(total), torch.zeros_like(weight)
+        if looks_are_free(total):
+            if usable:
+                self._add(total, weight, share.keep * self.mass + share.add, share.add)
+            return
+        total.masked_fill_(~usable, 0.0)  # a NaN times a share of 0 would still be one
+        fresh = share.add * usable.to(total.dtype)
+        mass = torch.where(usable, share.keep * self.mass, self.mass) + fresh
+        self._add(total, torch.where(usable, weight, 1.0), mass, fresh)
+
+    def _add(self, total: Tensor, weight: Tensor, mass: Tensor, fresh: Tensor | float) -> None:
+        assert self.value is not None
+        self.mass = mass
+        part = fresh / mass.clamp(min=torch.finfo(mass.dtype).tiny)
         # two passes over the value and no temporary: the widest factors are bound by memory
-        self.value.mul_(1 - part).addcmul_(total, torch.where(usable, part / weight, 0.0))
+        self.value.mul_(1 - part).addcmul_(total, part / weight)
 
     def _neutral(self, like: Tensor) -> Tensor:
         if self._of == "covariances":

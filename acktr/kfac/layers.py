@@ -66,7 +66,8 @@ def input_rows(
         ValueError: the input has no axis of examples.
 
     Yields:
-        The slice of examples and their rows; of thinned ones, whose T differ, the example of each row and T = 1.
+        The slice of examples and their rows, which may be a view; of thinned ones, whose T differ, the example of each
+        row and T = 1, in memory of their own.
     """
     positions = output_positions(module, inputs)
     if isinstance(module, nn.Linear):
@@ -89,7 +90,9 @@ def input_rows(
             windows.append(window)
             owners.append(everyone[examples].repeat_interleave(window.shape[1] * window.shape[2]))
         owner = torch.cat(owners)
-        rows = chosen.new_empty(len(owner), 1, module.groups, size // module.groups)
+        # columns first in memory, as the product that makes their second moment reads them
+        columns = chosen.new_empty(module.groups, size // module.groups, len(owner))
+        rows = columns.permute(2, 0, 1).unsqueeze(1)
         sizes = [window.shape[:3].numel() for window in windows]
         for place, window in zip(torch.split(rows, sizes), windows, strict=True):
             place.view(window.shape).copy_(window)

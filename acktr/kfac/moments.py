@@ -120,7 +120,8 @@ class WeightBatch:
             every = possible_thinning(_affine(call), call.inputs, thinning).every
             for part, rows in self._input_rows(call, thinning):
                 own = None if weights is None else weights[part]
-                moments.append(second_moment(rows, own, homogeneous=homogeneous))
+                copied = isinstance(part, Tensor)
+                moments.append(second_moment(rows, own, homogeneous=homogeneous, in_place=copied))
                 masses.append(total_weight(len(rows), own, rows) * rows.shape[1])
                 taken += len(rows) * rows.shape[1] * every**2
         total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]

@@ -13,7 +13,7 @@ from torch.nn import functional
 _SMALLEST = 1 << 16
 """Multiplications below which oneDNN's overhead of some 15 microseconds does not pay."""
 
-_NARROW = 64
+_NARROW = 32
 """Width up to which the second moment of many rows, `rowsᵀ @ rows`, takes less time than the copy that oneDNN needs."""
 
 

@@ -129,12 +129,13 @@ def conv_windows(
     return windows.permute(0, 3, 4, 1, 2, 5, 6)
 
 
-def weighted_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
+def weighted_rows(rows: Tensor, weights: Tensor | None, *, in_place: bool = False) -> Tensor:
     """Scale each example by the square root of its weight; a row of weight 0 becomes exactly 0, whatever it holds.
 
     Args:
         rows: (N, ...).
         weights: (N,) non-negative, or None for all ones.
+        in_place: whether the rows may be overwritten.
 
     Returns:
         The same shape; the input itself when `weights` is None.
@@ -144,8 +145,11 @@ def weighted_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
     column = weights.reshape(-1, *[1] * (rows.dim() - 1)).to(rows.dtype)
     if not looks_are_free(rows):
         return torch.where(column > 0, rows, rows.new_zeros(())) * column.sqrt()
-    scaled = rows * column.sqrt()
     left_out = weights == 0
+    if not in_place:
+        scaled = rows * column.sqrt()
+    else:
+        scaled = rows if (left_out | (weights == 1)).all() else rows.mul_(column.sqrt())
     if left_out.any():
         scaled[left_out] = 0.0
     return scaled
@@ -158,13 +162,14 @@ def total_weight(examples: int, weights: Tensor | None, like: Tensor) -> Tensor:
     return weights.sum().to(like.dtype)
 
 
-def second_moment(rows: Tensor, weights: Tensor | None, *, homogeneous: bool) -> Tensor:
+def second_moment(rows: Tensor, weights: Tensor | None, *, homogeneous: bool, in_place: bool = False) -> Tensor:
     """Un-normalised second moment of layer inputs: the sum over examples and positions of w · a aᵀ.
 
     Args:
         rows: (N, T, b, i) inputs or patches.
         weights: (N,) or None.
         homogeneous: append a coordinate 1, for a joint bias.
+        in_place: whether the rows may be overwritten.
 
     Returns:
         (b, i, i), or (b, i + 1, i + 1) with `homogeneous`.
@@ -174,7 +179,7 @@ def second_moment(rows: Tensor, weights: Tensor | None, *, homogeneous: bool) ->
         # few rows: widening them costs less than widening the result
         ones = rows.new_ones(()).expand(*rows.shape[:-1], 1)
         return _gram(weighted_rows(torch.cat((rows, ones), dim=-1), weights))
-    rows = weighted_rows(rows, weights)
+    rows = weighted_rows(rows, weights, in_place=in_place)
     moment = _gram(rows)
     if not homogeneous:
         return moment

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from origin import keep
+from origin import commit, in_words, keep
 from scipy import stats
 
 if __name__ == "__main__":
@@ -120,6 +120,7 @@ def speed(args: argparse.Namespace) -> None:
         found[env] = {name: [round(value, 1) for value in values] for name, values in rates.items()}
         for trainer in trainers.values():
             trainer.environment.close()
+    found["commit"] = in_words(commit())
     args.results.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -45,10 +45,11 @@ FILES = sorted(path.relative_to(RESULTS) for path in RESULTS.rglob("*") if path.
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.name not in ("README.md", "curve.png")], ids=str)
 def test_every_result_carries_its_commit(file: Path) -> None:
-    """In itself or in a `commit.txt` beside or above it; curves are drawn from records that have theirs."""
+    """In itself, or in a `commit.txt` beside or above it; curves are drawn from records that have theirs."""
     told = [RESULTS / folder / "commit.txt" for folder in file.parents]
     found = [path.read_text().strip() for path in told if path.is_file()]
-    if file.suffix == ".json" and not found:
-        found = [json.loads((RESULTS / file).read_text())["commit"]]
+    content = json.loads((RESULTS / file).read_text()) if file.suffix == ".json" else None
+    if isinstance(content, dict) and "commit" in content:
+        found = [content["commit"]]
     assert found
     assert re.fullmatch(r"[0-9a-f]{7,40}", found[0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acktr.kfac.statistics import EVERY_POSITION, Thinning, chunks, conv_patches, conv_windows
+from acktr.kfac.statistics import EVERY_POSITION, Thinning, chunks, conv_windows
 
 Affine = nn.Linear | nn.Conv2d
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d
@@ -185,7 +185,7 @@ def _output_size(module: nn.Conv2d, inputs: Tensor) -> tuple[int, int]:
 
 
 def _conv_rows(module: nn.Conv2d, inputs: Tensor) -> Tensor:
-    return conv_patches(_padded(module, inputs), **_geometry(module))
+    return conv_windows(_padded(module, inputs), **_geometry(module)).flatten(4).flatten(1, 2)
 
 
 def _padded(module: nn.Conv2d, inputs: Tensor) -> Tensor:

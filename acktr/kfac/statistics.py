@@ -79,7 +79,7 @@ _CHUNK_ELEMENTS = 1 << 23
 """Patches are materialised for at most this many elements at a time (32 MiB in float32)."""
 
 
-def conv_patches(
+def conv_windows(
     inputs: Tensor,
     *,
     kernel_size: tuple[int, int],
@@ -88,7 +88,7 @@ def conv_patches(
     groups: int,
     grid: Grid = ALL_OF_A_MAP,
 ) -> Tensor:
-    """Patches that a 2-d convolution sees, without padding (pad before).
+    """Patches that a 2-d convolution sees, without padding (pad before), as a view of its inputs.
 
     Args:
         inputs: (N, C, H, W).
@@ -99,26 +99,8 @@ def conv_patches(
         grid: which of the positions to take.
 
     Returns:
-        (N, T, groups, i) with T the number of positions taken and
-        i = C / groups · kernel height · kernel width, in the order of `weight.flatten(1)`.
-    """
-    windows = conv_windows(inputs, kernel_size=kernel_size, stride=stride, dilation=dilation, groups=groups, grid=grid)
-    return windows.flatten(4).flatten(1, 2)
-
-
-def conv_windows(
-    inputs: Tensor,
-    *,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    grid: Grid = ALL_OF_A_MAP,
-) -> Tensor:
-    """What `conv_patches` copies, as a view of the inputs.
-
-    Returns:
-        (N, rows, columns, groups, C / groups, kernel height, kernel width) of the positions taken.
+        (N, rows, columns, groups, C / groups, kernel height, kernel width) with the rows and columns of the positions
+        taken; a patch's entries are in the order of `weight.flatten(1)`.
     """
     span = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
     windows = inputs.unfold(2, span[0], stride[0]).unfold(3, span[1], stride[1])

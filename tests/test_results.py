@@ -40,6 +40,21 @@ def test_a_change_of_a_preset_asks_for_its_results_to_be_run_again(record: Path)
     assert changed == set().union(*idle(settings, changed).values())
 
 
+@pytest.mark.parametrize("time", range(3))
+def test_the_fast_paths_factors_and_steps_keep_the_stated_tolerance(time: int) -> None:
+    comparison = json.loads((RESULTS / "fidelity" / "breakout.json").read_text())["comparisons"][time]
+    shipped = comparison["observers"]["as shipped"]
+    assert max(layer[factor] for layer in shipped["layers"].values() for factor in ("A", "G", "block")) < 0.06
+    assert shipped["cosine"] > 0.99
+    assert shipped["loss"] < 0.02
+
+
+def test_fidelity_was_measured_of_the_preset_as_it_is_shipped_now() -> None:
+    recorded = json.loads((RESULTS / "fidelity" / "breakout.json").read_text())["settings"]
+    shipped = resolve({"env": recorded["env"], "algorithm": "acktr"}).settings().to_dict()
+    assert {name for name, value in recorded.items() if shipped[name] != value} <= OF_THE_COMMAND
+
+
 FILES = sorted(path.relative_to(RESULTS) for path in RESULTS.rglob("*") if path.is_file() and path.name != "commit.txt")
 
 

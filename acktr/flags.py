@@ -90,9 +90,14 @@ def parse_train(args: Sequence[str], *, description: str) -> TrainFlags:
     refuse_unknown("train", unknown, [*FIELDS, "preset", "run_dir"])
     values = {name: getattr(getattr(parsed, group), name) for name, group in group_of_setting().items()}
     settings = Settings(**values)
-    changed = {name for name, value in values.items() if value != resolution.values.get(name, FIELDS[name].default)}
-    notes = (*resolution.notes, *without_effect(settings, changed))
+    notes = (*resolution.notes, *without_effect(settings, _named(args)))
     return TrainFlags(settings=settings, run_dir=parsed.run.run_dir or None, notes=notes)
+
+
+def _named(args: Sequence[str]) -> set[str]:
+    """Settings that are flags among the arguments, whatever their values."""
+    words = {word.partition("=")[0] for word in args}
+    return {name for name in FIELDS if words & {flag(name), flag(f"no_{name}")}}
 
 
 def refuse_unknown(verb: str, unknown: Sequence[str], known: Sequence[str]) -> None:

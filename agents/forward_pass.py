@@ -23,6 +23,9 @@ Head = Literal["policy", "value"]
 MOST_KEPT = 64
 """Samples whose indices are kept."""
 
+LEAST_MEASURED = 16
+"""Rows that KLs are measured on, as far as the sample has them: fewer say little, and may all be dummies."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
@@ -134,12 +137,13 @@ class ForwardPasses:
 
     def _measured_rows(self, batch: Batch, rows: int, parts: int) -> tuple[Tensor | slice, Tensor | None]:
         """Positions in the sample of the rows to measure, which take turns, and these rows; None for the sample."""
-        if self._stride == 1:
+        stride = min(self._stride, max(1, rows // parts // LEAST_MEASURED))
+        if stride == 1:
             return slice(None), None
-        key = (rows, batch.num_envs, parts, self.turn % (parts * self._stride))
+        key = (rows, batch.num_envs, parts, self.turn % (parts * stride))
         if key not in self._measured:
             device = batch.returns.device
-            positions, chosen = part_of_part(rows, batch.num_envs, parts, self._stride, self.turn)
+            positions, chosen = part_of_part(rows, batch.num_envs, parts, stride, self.turn)
             _make_room(self._measured)
             self._measured[key] = positions.to(device), chosen.to(device)
         return self._measured[key]

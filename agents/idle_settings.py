@@ -14,6 +14,8 @@ _OF_KFOC = {"kfoc_steps", "kfoc_aggregation"}
 _OF_KRONECKER = {"damping_mode"}
 _OF_NOISE = {"noise_examples", "noise_prior"}
 _OF_POSITIONS = {"conv_factors", "position_stride"}
+_WITHOUT_GRIDS = {"kfoc", "ekfoc", "diagonal", "full"}
+"""Curvatures made of examples' whole gradients, which have no positions to leave out."""
 _OF_PIXELS = {"pixel_size", "frame_stack"}
 _OF_CONVOLUTIONS = {"conv_channels", "conv_features", "zero_sum_filters"}
 
@@ -39,14 +41,16 @@ def idle(settings: Settings, names: Collection[str]) -> dict[str, set[str]]:
         (acktr and settings.shared_trunk, _OF_CRITIC, "shared_trunk is true"),
         (acktr and not settings.curvature.endswith("kfoc"), _OF_KFOC, "curvature is not K-FOC"),
         (acktr and settings.curvature in ("diagonal", "full"), _OF_KRONECKER, f"curvature is {settings.curvature}"),
-        (
-            acktr and settings.structure == "block-tridiagonal",
-            {"conv_factors", "position_stride"},
-            "structure is block-tridiagonal",
-        ),
+        (acktr and settings.structure == "block-tridiagonal", _OF_POSITIONS, "structure is block-tridiagonal"),
+        (acktr and settings.network == "mlp", _OF_POSITIONS, "network is mlp"),
+        (acktr and settings.curvature in _WITHOUT_GRIDS, {"position_stride"}, f"curvature is {settings.curvature}"),
         (acktr and settings.exploration == "none", _OF_NOISE, "exploration is none"),
         (not settings.pixels, _OF_PIXELS, "pixels is false"),
         (settings.network == "mlp", _OF_CONVOLUTIONS, "network is mlp"),
         (settings.overlap, {"reuse_forward"}, "overlap is true"),
     )
-    return {reason: found for holds, group, reason in reasons if holds and (found := group & set(names))}
+    found: dict[str, set[str]] = {}
+    for holds, group, reason in reasons:
+        if holds and (matching := group & set(names)):
+            found[reason] = found.get(reason, set()) | matching
+    return found

@@ -23,6 +23,7 @@ if __name__ == "__main__":
     tune()  # as `acktr train` does; before torch is imported
 
 import torch
+from arguments import count, in_one_line, output, picture
 from cost_measures import A2C, ACKTR, PLAIN, Sweep, settings_of, sweep_points
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -67,19 +68,22 @@ SWEEPS = (
 )
 
 
+@in_one_line
 def main() -> None:
     """Measure and print; `--json FILE` keeps the figures and `--plot FILE.png` draws them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--sweeps", nargs="+", choices=[sweep.name for sweep in SWEEPS], help="all if not given")
-    parser.add_argument("--points", type=int, help="only the so many smallest of each sweep, two at least")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--points", type=count, help="only the so many smallest of each sweep, two at least")
+    parser.add_argument("--json", type=output)
+    parser.add_argument("--plot", type=picture)
     args = parser.parse_args()
-    if args.rounds < 1 or (args.points is not None and args.points < 2):
-        parser.error("--rounds takes 1 or more, --points 2 or more")
+    if args.points == 1:
+        parser.error("--points takes 2 or more: growth is between points")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device; use --device cpu")
     threads.set_threads(0)
     device = torch.device(args.device)
     dtype, reason = choose_precision(settings_of(SWEEPS[0], A2C, args, SWEEPS[0].sizes[0]), device, convolutional=True)
@@ -94,7 +98,9 @@ def main() -> None:
         "sweeps": [],
     }
     state = f"commit {in_words(content)}"
-    print(f"{state}; torch {content['torch']}; {content['machine']['cpu']}, {content['threads']} threads")
+    number = content["threads"]
+    used = f"{number} thread{'s' if number > 1 else ''}"
+    print(f"{state}; torch {content['torch']}; {content['machine']['cpu']}, {used}")
     print(f"device: {content['device']}; {reason}; rounds: {args.rounds}, medians")
     for sweep in SWEEPS:
         if args.sweeps and sweep.name not in args.sweeps:
@@ -147,7 +153,7 @@ def report(sweep: Mapping[str, Any]) -> None:
     print(f"\n{sweep['name']}: {sweep['title']}")
     print(f"  {'':>8}{'milliseconds':^44}{'':2}{'ratios':^29}{'':2}{'microseconds a row':^20}")
     titles = "".join(f"{name:>20}" if name == PLAIN else f"{name:>12}" for name in names)
-    print(f"  {'size':>8}{titles}  {'ACKTR / A2C':>12}{'update / pass':>17}  {A2C:>10}{ACKTR:>10}")
+    print(f"  {'size':>8}{titles}  {'ACKTR / A2C':>12}{'ACKTR / pass':>17}  {A2C:>10}{ACKTR:>10}")
     for point in points:
         rows = point["num_envs"] * point["num_steps"]
         times = {name: point["ms"][name]["median"] for name in names}

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from arguments import amount, count, in_one_line
 from origin import commit, in_words, keep
 from scipy import stats
 
@@ -60,6 +61,7 @@ def fits(variant: str, env: str) -> bool:
     return variant != "full" or env == "CartPole-v1"
 
 
+@in_one_line
 def main() -> None:
     """Run the verb."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,8 +70,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/family"))
     parser.add_argument("--env", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="speed: measured per variant and round")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--seconds", type=amount, default=4.0, help="speed: measured per variant and round")
     args = parser.parse_args()
     {"train": train, "speed": speed, "table": table}[args.verb](args)
 

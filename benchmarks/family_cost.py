@@ -10,10 +10,8 @@ the examples, which the other methods need, always take all.
 
 import argparse
 import json
-import platform
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
@@ -22,6 +20,8 @@ if __name__ == "__main__":
     tune()  # as `acktr train` does; before torch is imported
 
 import torch
+from arguments import count, output, share
+from origin import commit, in_words, machine
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
@@ -73,7 +73,7 @@ class Contestant:
             inverse_interval=args.inverse_interval,
             **options,
         )
-        self.rows = round(args.batch * args.stat_fraction)
+        self.rows = max(1, round(args.batch * args.stat_fraction))
 
     def update(self, frames: Tensor) -> None:
         """Statistics of the first rows, the loss of all, and a step."""
@@ -92,13 +92,13 @@ class Contestant:
 def main() -> None:
     """Measure, print a table, and keep the figures with `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=320)
-    parser.add_argument("--stat-fraction", type=float, default=0.25, help="share of the batch for the statistics")
-    parser.add_argument("--position-stride", type=int, default=1)
-    parser.add_argument("--inverse-interval", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--batch", type=count, default=320)
+    parser.add_argument("--stat-fraction", type=share, default=0.25, help="share of the batch for the statistics")
+    parser.add_argument("--position-stride", type=count, default=1)
+    parser.add_argument("--inverse-interval", type=count, default=10)
+    parser.add_argument("--rounds", type=count, default=9)
+    parser.add_argument("--threads", type=count, default=torch.get_num_threads())
+    parser.add_argument("--json", type=output)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     frames = torch.rand(args.batch, 4, 84, 84)
@@ -115,20 +115,20 @@ def main() -> None:
                 contestant.update(frames)
             seconds[name].append((time.perf_counter() - start) / args.inverse_interval)
     medians = {name: statistics.median(found) for name, found in seconds.items()}
+    content = {**commit(), "machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    print(f"commit {in_words(content)}; torch {torch.__version__}; {content['machine']['cpu']}, {args.threads} threads")
     print(f"{'curvature':<20}{'ms':>8}{'of plain K-FAC':>16}{'beside':>18}")
     for name, median in medians.items():
         print(f"{name:<20}{1e3 * median:>8.1f}{median / medians[BESIDE[name]]:>16.2f}{BESIDE[name]:>18}")
     if args.json:
         settings = {key: value for key, value in vars(args).items() if key != "json"}
         ratios = {name: round(median / medians[BESIDE[name]], 3) for name, median in medians.items()}
-        machine = f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
         figures = {
+            **content,
             "settings": settings,
-            "machine": machine,
             "milliseconds": {name: [round(1e3 * value, 2) for value in found] for name, found in seconds.items()},
             "ratio_to_plain": ratios,
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -21,9 +21,9 @@ import contextlib
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
@@ -32,6 +32,7 @@ if __name__ == "__main__":
     tune()  # as `acktr train` does; before torch is imported
 
 import torch
+from arguments import change, count, in_one_line, natural, output
 from contestants import make_trainer
 from origin import commit, in_words, machine
 from torch import Tensor
@@ -167,6 +168,11 @@ class Watch:
         learner_of(trainer)
         if settings.fisher != "sampled":
             raise UserError(f"draws are shared here, and fisher '{settings.fisher}' has none: use fisher sampled")
+        if settings.curvature not in ("kfac", "kfoc") or settings.structure != "block-diagonal":
+            raise UserError(
+                "factors are compared here: use curvature kfac or kfoc and structure block-diagonal, got "
+                f"{settings.curvature}, {settings.structure}"
+            )
         self.observers: dict[str, Observer] = {}
         self.comparisons: list[dict[str, Any]] = []
         self._trainer = trainer
@@ -186,6 +192,7 @@ class Watch:
             if is_marked:
                 self._marks = [mark for mark in self._marks if mark > after]
                 compared = compare(self.observers, gradient(trainer, batch, progress))
+                print(f"compared after {after} timesteps", file=sys.stderr)
                 self.comparisons.append({"timesteps": after, "updates": trainer.updates + 1, "observers": compared})
         return self._update(batch, progress=progress)
 
@@ -296,7 +303,10 @@ def block_distances(block: KroneckerBlock, plain: KroneckerBlock) -> dict[str, f
     """Relative Frobenius distances of both factors and of the block to the plain ones."""
     factors = [block.inputs.value, block.outputs.value, plain.inputs.value, plain.outputs.value]
     if any(factor is None for factor in factors):
-        raise UserError("an observer has seen no batch yet: begin earlier, or compare later")
+        raise UserError(
+            "an observer has seen no batch before the first comparison, a third of the way from --from to --timesteps: "
+            "give more --timesteps, or a smaller --every"
+        )
     A, G, plain_A, plain_G = (factor.double() for factor in factors if factor is not None)
     return {
         "A": float((A - plain_A).norm() / plain_A.norm()),
@@ -349,19 +359,22 @@ def report(comparison: Mapping[str, Any], *, by_layer: bool) -> None:
             print(f"    {name:<22}" + "".join(f"{100 * found['layers'][layer][kind]:20.2f}" for layer in layers))
 
 
+@in_one_line
 def main() -> None:
     """Train, watch, compare and print; `--json FILE` keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="BreakoutNoFrameskip-v4")
-    parser.add_argument("--timesteps", type=int, default=100_000, help="where the run is stopped")
-    parser.add_argument("--from", type=int, default=20_000, dest="start", help="timesteps at which observers begin")
-    parser.add_argument("--every", type=int, default=1, help="updates for one that the observers see")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings other than the preset's")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--timesteps", type=count, default=100_000, help="where the run is stopped")
+    parser.add_argument("--from", type=natural, default=20_000, dest="start", help="timesteps at which observers begin")
+    parser.add_argument("--every", type=count, default=1, help="updates for one that the observers see")
+    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument(
+        "--set", nargs="*", type=change, default=[], metavar="KEY=VALUE", help="settings other than the preset's"
+    )
+    parser.add_argument("--json", type=output)
     args = parser.parse_args()
-    if not 0 <= args.start < args.timesteps or args.every < 1:
-        parser.error("observers begin before the run is stopped, and see every update or one of so many")
+    if args.start >= args.timesteps:
+        parser.error("--from must come before --timesteps, where the run is stopped")
     changes = convert(dict(word.split("=", 1) for word in args.set), source="--set")
     began = time.perf_counter()
     trainer = make_trainer(resolve({"env": args.env, "seed": args.seed, **changes}).settings())

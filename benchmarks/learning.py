@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from arguments import in_one_line
 from origin import keep
 from scipy import stats
 
@@ -39,6 +40,7 @@ class Job(NamedTuple):
         return f"{self.env}/{self.algorithm}-seed{self.seed}"
 
 
+@in_one_line
 def main() -> None:
     """Train what is missing, then print one table row per environment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

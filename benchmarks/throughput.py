@@ -16,9 +16,9 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from arguments import amount, change, count, in_one_line, output
 from origin import commit, in_words, machine
 
 CONTESTANTS = ("emulator", "a2c", "acktr", "sb3-a2c", "sb3-ppo", "a2c-float32", "acktr-float32")
@@ -45,20 +45,22 @@ Results = dict[str, list[dict[str, Any]]]
 """Of each contestant what `contestants.measure` gave, by round."""
 
 
+@in_one_line
 def main() -> None:
     """Measure and print; `--json FILE` keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", help="one environment in place of the four configurations")
-    parser.add_argument("--num-envs", type=int, help="the preset's if not given")
-    parser.add_argument("--num-steps", type=int, help="the preset's if not given")
+    parser.add_argument("--num-envs", type=count, help="the preset's if not given")
+    parser.add_argument("--num-steps", type=count, help="the preset's if not given")
     parser.add_argument("--contestants", nargs="+", choices=(*CONTESTANTS, *ON_REQUEST), default=CONTESTANTS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=12.0, help="measured per contestant and round")
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--seconds", type=amount, default=12.0, help="measured per contestant and round")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     parser.add_argument(
         "--set",
         nargs="*",
+        type=change,
         default=[],
         metavar="KEY=VALUE",
         help="settings of ours other than the preset's; those of K-FAC for ACKTR alone",
@@ -145,6 +147,9 @@ def in_process(
     words += ["--set", *args.set]
     load = os.getloadavg()[0]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode == 2:  # one line, for the caller
+        sys.stderr.write(done.stderr)
+        sys.exit(2)
     if done.returncode:
         sys.exit(f"{name} on {env} failed:\n{done.stderr}")
     result: dict[str, Any] = {"load_before": load, **json.loads(done.stdout.splitlines()[-1])}

@@ -225,6 +225,21 @@ def test_the_indices_of_samples_do_not_fill_the_memory() -> None:
     assert len(passes._samples) == MOST_KEPT
 
 
+@pytest.mark.parametrize(("kl_fraction", "rows"), [(0.001, 16), (0.125, 20), (1.0, 160)])
+def test_the_rows_that_kls_are_measured_on_are_never_a_few_that_may_all_be_dummies(
+    kl_fraction: float, rows: int
+) -> None:
+    """One row in a thousand was one that followed the end of an episode, and the whole step was taken back."""
+    agent = acktr.ACKTR("CartPole-v1", hidden_sizes=(4,), stat_fraction=1.0, kl_fraction=kl_fraction, num_envs=8)
+    agent._trainer.collector.restart()
+    batch = agent._trainer._collect()
+    passes = agent._trainer.updater.actor._passes  # type: ignore[attr-defined]
+    for turn in range(40):
+        passes.turn = turn
+        _, measured = passes._measured_rows(batch, len(batch.returns), 1)
+        assert len(batch.returns if measured is None else measured) >= min(rows, len(batch.returns))
+
+
 @pytest.mark.parametrize("interval", [1, 2, 4])
 def test_statistics_rotate_through_the_rows_whatever_their_interval(interval: int) -> None:
     torch.manual_seed(0)

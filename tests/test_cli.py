@@ -208,6 +208,25 @@ def test_a_flag_that_the_others_leave_without_effect_is_named() -> None:
     assert len(flags.parse_train(["--env", "Hopper-v5", "--lr", "0.1"], description="").notes) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (["--position-stride", "5"], "as network is mlp: position_stride"),
+        (["--conv-factors=reduce", "--conv-features", "3"], "as network is mlp: conv_factors, conv_features"),
+        (
+            ["--network", "nature", "--curvature", "kfoc", "--position-stride", "2"],
+            "as curvature is kfoc: position_stride",
+        ),
+        (["--overlap", "--reuse-forward"], "as overlap is true: reuse_forward"),
+        (["--algorithm", "a2c", "--inverse-interval", "2"], "as algorithm is a2c: inverse_interval"),
+        (["--algorithm", "a2c", "--inverse-interval", "3"], "as algorithm is a2c: inverse_interval"),
+    ],
+)
+def test_a_flag_without_effect_is_named_though_it_repeats_the_default(words: list[str], note: str) -> None:
+    parsed = flags.parse_train(["--env", "CartPole-v1", *words], description="")
+    assert f"without effect, {note}" in parsed.notes
+
+
 def test_a_preset_file_may_stand_for_all_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = Trained(monkeypatch)
     (tmp_path / "mine.yaml").write_text("env: CartPole-v1\nlr: 1e-3\n", encoding="utf-8")

@@ -1,0 +1,163 @@
+"""What larger batches cost and bring: ACKTR and A2C on 160, 640 and 2,560 rows (Wu et al. 2017, section 5.5).
+
+    python benchmarks/batch_size.py train --results benchmarks/results/batch-size
+    python benchmarks/batch_size.py table --results benchmarks/results/batch-size
+
+`train` makes the runs that are missing, one after another, and keeps their records; `--part 0/2` and `--part 1/2`
+share them out over two calls at once. `table` sums up returns at equal steps and at equal updates, and draws both.
+
+The presets as shipped are for one batch, B0. For another one, B, the learning rate is multiplied by sqrt(B / B0) and
+every limit on a KL by B / B0, since a step of that much more length makes that much more KL: half way between a step
+per batch that stays the same, and one per row that does.
+"""
+
+import argparse
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from arguments import in_one_line
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from origin import keep
+
+from acktr.agents.metrics_file import Row, read_metrics
+from acktr.agents.presets import resolve
+
+BATCHES = (160, 640, 2560)
+ALGORITHMS = ("acktr", "a2c")
+LIMITS = ("max_kl", "max_measured_kl", "max_measured_value_kl", "desired_kl", "critic_max_kl")
+RATES = ("lr", "critic_lr")
+
+
+NUM_STEPS = 20
+"""Of every environment in a batch, whatever its size; the number of environments makes the difference."""
+
+TASKS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "PongNoFrameskip-v4": (1_000_000, (0,)),
+    "HalfCheetah-v5": (300_000, (0, 1, 2)),
+}
+"""Timesteps and seeds."""
+
+
+def flags(env: str, algorithm: str, batch: int) -> list[str]:
+    """What `acktr train` is told beyond the environment, by the rule above."""
+    shipped = resolve({"env": env, "algorithm": algorithm}).settings()
+    growth = batch / (shipped.num_envs * shipped.num_steps)
+    changes: dict[str, float] = {"num_envs": batch // NUM_STEPS, "num_steps": NUM_STEPS}
+    powers = dict.fromkeys(RATES, 0.5) | dict.fromkeys(LIMITS, 1.0)
+    names = ("lr",) if algorithm == "a2c" else RATES + LIMITS
+    if algorithm == "acktr" and shipped.shared_trunk:
+        names = tuple(name for name in names if not name.startswith("critic_"))
+    for name in names:
+        value = getattr(shipped, name)
+        if value:
+            changes[name] = value * growth ** powers[name]
+    return [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", f"{value:.4g}")]
+
+
+@in_one_line
+def main() -> None:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("train", "table"))
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/batch-size"))
+    parser.add_argument("--env", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--part", default="0/1", metavar="K/N", help="train: every N-th run, from the K-th on")
+    args = parser.parse_args()
+    {"train": train, "table": table}[args.verb](args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Make the runs that are missing and keep their records."""
+    first, step = (int(word) for word in args.part.split("/"))
+    chosen = [
+        (env, seed, batch, algorithm)
+        for env in args.env
+        for seed in TASKS[env][1]
+        for batch in BATCHES
+        for algorithm in ALGORITHMS
+    ]
+    for env, seed, batch, algorithm in chosen[first::step]:
+        record = args.results / env / f"{algorithm}-{batch}-seed{seed}"
+        if record.is_dir():
+            continue
+        folder = args.runs / env / f"{algorithm}-{batch}-seed{seed}"
+        words = ["acktr", "train", "--env", env, "--algorithm", algorithm, "--seed", str(seed)]
+        words += ["--total-timesteps", str(TASKS[env][0]), "--num-threads", "1", "--log-interval", "1"]
+        words += [*flags(env, algorithm, batch), "--run-dir", str(folder)]
+        if (folder / "settings.yaml").exists():
+            words = ["acktr", "resume", str(folder)]
+        print(shlex.join(words), flush=True)
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        keep(folder, record)
+
+
+# --- what came out -----------------------------------------------------------------------------------------------
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print the table, keep it as table.md, and draw the curves."""
+    lines = [
+        "| environment | algorithm | batch | updates | return after so many of them | at half the steps | at the end |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for env in args.env:
+        runs = {
+            (algorithm, batch): found
+            for algorithm in ALGORITHMS
+            for batch in BATCHES
+            if (found := _records(args.results / env, algorithm, batch))
+        }
+        timesteps, _ = TASKS[env]
+        common = timesteps // max(BATCHES)
+        for (algorithm, batch), found in runs.items():
+            updates = found[0][-1]["updates"] or 0
+            early = [_return(rows, "updates", common) for rows in found]
+            half, end = ([_return(rows, "timesteps", part * timesteps) for rows in found] for part in (0.5, 1.0))
+            figures = " | ".join(f"{statistics.mean(values):.4g}" for values in (early, half, end))
+            lines.append(f"| {env} | {algorithm} | {batch:,} | {updates:,.0f} | {common}: {figures} |")
+        if runs:
+            _draw(args.results / f"{env}.png", env, runs)
+    text = "\n".join(lines) + "\n"
+    sys.stdout.write(text)
+    (args.results / "table.md").write_text(text)
+
+
+def _records(folder: Path, algorithm: str, batch: int) -> list[list[Row]]:
+    found = sorted(folder.glob(f"{algorithm}-{batch}-seed*/metrics.csv"))
+    return [[row for row in read_metrics(file) if row["return_mean"] is not None] for file in found]
+
+
+def _return(rows: list[Row], axis: str, until: float) -> float:
+    """The mean return of the last hundred games in the last row up to there (with the batch that crosses it)."""
+    reached = [row for row in rows if (row[axis] or 0) <= until * 1.005 + (axis == "updates")]
+    return float((reached or rows)[-1]["return_mean"] or 0)
+
+
+def _draw(path: Path, env: str, runs: dict[tuple[str, int], list[list[Row]]]) -> None:
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    colours = {160: "tab:green", 640: "tab:blue", 2560: "tab:purple"}
+    for axes, axis, label in zip(figure.subplots(1, 2), ("timesteps", "updates"), ("steps", "updates"), strict=True):
+        for (algorithm, batch), found in runs.items():
+            style = "-" if algorithm == "acktr" else "--"
+            for number, rows in enumerate(found):
+                x, y = ([row[name] for row in rows] for name in (axis, "return_mean"))
+                name = f"{algorithm.upper()}, {batch:,}" if number == 0 else None
+                axes.plot(x, y, style, color=colours[batch], label=name, linewidth=1.2)
+        axes.set_xlabel(label)
+        axes.set_ylabel("raw return, last 100 episodes")
+        axes.grid(alpha=0.3)
+        if axis == "updates":
+            axes.set_xscale("log")
+        else:
+            axes.legend(frameon=False)
+    figure.suptitle(f"{env}: batches of 160, 640 and 2,560 rows")
+    FigureCanvasAgg(figure).print_figure(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()

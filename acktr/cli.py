@@ -100,5 +100,7 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _report(error: Exception, code: int) -> int:
-    print("acktr: error: " + " ".join(str(error).split()), file=sys.stderr)
+    together = os.environ.get("WORLD_SIZE", "1") != "1"  # torchrun's
+    speaker = f"acktr, rank {os.environ.get('RANK', '?')}" if together else "acktr"
+    print(f"{speaker}: error: " + " ".join(str(error).split()), file=sys.stderr)
     return code

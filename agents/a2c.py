@@ -11,7 +11,7 @@ from acktr.agents.losses import Policies, Values, explained_variance, policy_los
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
-from acktr.agents.updates import UpdateReport, load_optimizer_state, optimizer_state, scheduled
+from acktr.agents.updates import UpdateReport, add_up_gradients, load_optimizer_state, optimizer_state, scheduled
 
 
 class A2CUpdater:
@@ -51,16 +51,12 @@ class A2CUpdater:
         entropy_coef = scheduled(settings.entropy_coef, settings.entropy_schedule, progress)
         with record_function("acktr::loss_backward"):
             torch.autograd.backward(policy + settings.value_coef * value - entropy_coef * entropy)
+        losses = {"policy_loss": policy.detach(), "value_loss": value.detach(), "entropy": entropy.detach()}
+        figures = add_up_gradients(self._parameters, losses, batch.part)
         with record_function("acktr::apply"):
             self._step()
-        return UpdateReport(
-            figures={
-                "policy_loss": policy.detach(),
-                "value_loss": value.detach(),
-                "entropy": entropy.detach(),
-                "explained_variance": explained_variance(values.detach(), batch.returns, batch.weights),
-            }
-        )
+        figures["explained_variance"] = explained_variance(values.detach(), batch.returns, batch.weights, batch.part)
+        return UpdateReport(figures=figures)
 
     def _step(self) -> None:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])

@@ -21,6 +21,7 @@ from acktr.agents.updates import UpdateReport
 from acktr.agents.value_scale import ValueScale
 from acktr.errors import UserError
 from acktr.kfac.curvatures import TooWideError
+from acktr.kfac.distributed import Ranks
 
 
 class ACKTRUpdater:
@@ -30,12 +31,15 @@ class ACKTRUpdater:
         policy: the network to train.
         settings: everything under "optimizer" there, and the objective's coefficients.
         generator: draws for the sampled Fisher, on the policy's device.
+        ranks: the processes that hold the parts of each batch; None where it is whole.
 
     Raises:
         UserError: a curvature that does not fit the network or the other settings.
     """
 
-    def __init__(self, policy: ActorCritic, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(
+        self, policy: ActorCritic, settings: Settings, generator: torch.Generator, ranks: Ranks | None = None
+    ) -> None:
         self.policy = policy
         self.settings = settings
         self._updates = 0
@@ -52,7 +56,7 @@ class ACKTRUpdater:
 
         def learner(model: nn.Module, region: Region, heads: tuple[Head, ...]) -> Learner:
             try:
-                return Learner(model, policy, settings, region=region, heads=heads, generator=generator)
+                return Learner(model, policy, settings, region=region, heads=heads, generator=generator, ranks=ranks)
             except TooWideError as error:
                 frames = len(policy.encoder.space_shape) == 3 and not policy.own_torso
                 advice = "frames have them if they are uint8 and the network is nature" if frames else ""

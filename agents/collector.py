@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch._C._autograd import _profiler_enabled as labels_are_read
 from torch.profiler import record_function
 
 from acktr.agents.normalization import RewardScale
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch, Rollout
 from acktr.agents.settings import Settings
@@ -19,19 +20,27 @@ from acktr.envs.batches import ObservationBatch
 from acktr.envs.vector import VectorEnvironment
 
 
+class Episode(NamedTuple):
+    """An episode that ended in a rollout."""
+
+    step: int
+    """Of the rollout, from 0."""
+    raw_return: float
+    length: int
+    """In environment steps."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
     """What one rollout gave.
 
     Attributes:
         batch: to learn from.
-        episode_returns: raw returns of the episodes that ended, in the order of their ends.
-        episode_lengths: their lengths in environment steps.
+        episodes: those that ended, in the order of their ends.
     """
 
     batch: Batch
-    episode_returns: list[float]
-    episode_lengths: list[int]
+    episodes: list[Episode]
 
 
 class Collector:
@@ -39,7 +48,8 @@ class Collector:
 
     Args:
         settings: the run's settings, resolved.
-        environment: N environments; `num_envs` of the settings must be N.
+        environment: the part's environments.
+        part: which of the run's they are.
         streams: the run's random streams, of which the environments' seeds and the actions are drawn.
         device: the policy's.
         recalls: keep what the policy's layers give, too, for `Batch.replaying`.
@@ -53,6 +63,7 @@ class Collector:
         self,
         settings: Settings,
         environment: VectorEnvironment,
+        part: Part,
         streams: Streams,
         *,
         device: torch.device,
@@ -62,12 +73,13 @@ class Collector:
     ) -> None:
         self.settings = settings
         self.environment = environment
+        self.part = part
         self.values_later = values_later
         self._streams = streams
         self._rollouts = [
             Rollout(
                 num_steps=settings.num_steps,
-                num_envs=environment.num_envs,
+                part=part,
                 observation_space=environment.observation_space,
                 device=device,
                 recalls=recalls,
@@ -76,14 +88,16 @@ class Collector:
         ]
         self._turn = 0
         scaled = settings.scale_rewards
-        self._reward_scale = RewardScale(num_envs=environment.num_envs, gamma=settings.gamma) if scaled else None
+        self._reward_scale = RewardScale(part=part, gamma=settings.gamma) if scaled else None
         self._fresh: ObservationBatch | None = None
 
     def restart(self) -> None:
         """Begin a fresh episode in every environment."""
         if self._reward_scale is not None:
             self._reward_scale.restart()
-        self._fresh = self.environment.reset(self._streams.environment_seeds(self.environment.num_envs))
+        first, number = self.part.first, self.part.count
+        seeds = self._streams.environment_seeds(self.part.num_envs)
+        self._fresh = self.environment.reset(seeds[first : first + number])
 
     def collect(self, policy: ActorCritic) -> Collected:
         """Make a rollout; the policy must not change meanwhile.
@@ -100,25 +114,26 @@ class Collector:
         rollout = self._rollouts[self._turn]
         rollout.start(last if self._fresh is None else self._fresh)
         self._fresh = None
-        returns: list[float] = []
-        lengths: list[int] = []
+        episodes: list[Episode] = []
+        here = slice(self.part.first, self.part.first + self.part.count)
+        draws = self.part.draws(self._streams.actions, here, self.part.num_envs)
         for index in range(settings.num_steps):
             with _labelled("acktr::act"), rollout.acting(index):
                 actions, outcomes, values = policy.act_and_value(
-                    rollout.observed(index), generator=self._streams.actions, valued=not self.values_later
+                    rollout.observed(index), generator=draws, valued=not self.values_later
                 )
                 host_actions = actions.cpu().numpy()
             with _labelled("acktr::environment"):
                 step = self.environment.step(host_actions)
             rewards: NDArray[Any] = np.sign(step.rewards) if settings.reward_clip == "sign" else step.rewards
-            if self._reward_scale is not None:
-                rewards = self._reward_scale(rewards, ended=step.terminals | step.truncations, valid=step.valid)
             rollout.store(index, actions=outcomes, values=values, rewards=rewards, step=step)
             if step.episode_returns.size:
-                returns.extend(step.episode_returns.tolist())
-                lengths.extend(step.episode_lengths.tolist())
+                ends = zip(step.episode_returns.tolist(), step.episode_lengths.tolist(), strict=True)
+                episodes.extend(Episode(index, raw_return, length) for raw_return, length in ends)
+        if self._reward_scale is not None:
+            rollout.scale_rewards(self._reward_scale)
         batch = rollout.finish(policy, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
-        return Collected(batch=batch, episode_returns=returns, episode_lengths=lengths)
+        return Collected(batch=batch, episodes=episodes)
 
     def strange(self) -> str | None:
         """What no network can learn from in the rollouts that are kept; see `Rollout.strange`."""

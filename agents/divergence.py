@@ -12,7 +12,7 @@ from acktr.agents.forward_pass import Outputs
 from acktr.agents.losses import learnt_advantages
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
-from acktr.kfac import mean_kl, weighted_mean
+from acktr.kfac.trust_region import kls
 
 EXTREME_SHARE = 16
 """One row in so many is an extreme one: those of the largest advantages."""
@@ -75,32 +75,35 @@ def measure(
         normalize_advantages: as in the loss.
     """
     advantages = learnt_advantages(batch, normalize=normalize_advantages)
-    kls: list[Tensor] = []
-    gains: list[Tensor] = []
-    value_kls: list[Tensor] = []
-    shares: list[Tensor] = []
+    columns: dict[str, list[Tensor]] = {}
+    rows_measured: list[Tensor] = []
+    far: Tensor | None = None
     largest = None if extremes is None else _largest(batch)
     for part in parts:
         rows, policies, values = part.rows, part.policies, part.values
-        weights = None if batch.weights is None else batch.weights[rows]
-        shares.append(batch.returns.new_full((), len(advantages[rows])) if weights is None else weights.sum())
         after, moved, far = _outputs(policy, part, batch, beside=largest if part is parts[-1] else None)
         if policies is not None and after is not None:
             before, actions = policies.distribution, batch.actions[rows]
-            kls.append(mean_kl(before, after, weights).to(advantages))
+            columns.setdefault("policy", []).append(kls(before, after))
             ratio = torch.exp(after.log_prob(actions) - before.log_prob(actions))
-            gains.append(weighted_mean((ratio - 1) * advantages[rows], weights))
+            columns.setdefault("gain", []).append((ratio - 1) * advantages[rows])
         if values is not None and moved is not None:
-            value_kls.append(weighted_mean(_value_kl(values.values, moved, sigma), weights))
-    extreme = zero = batch.returns.new_zeros(())
+            columns.setdefault("value", []).append(_value_kl(values.values, moved, sigma))
+        if batch.weights is not None:
+            rows_measured.append(batch.weights[rows])
+    weights = torch.cat(rows_measured) if rows_measured else None
+    joined = {name: torch.cat(column) for name, column in columns.items()}
+    means = dict(zip(joined, batch.part.means_or_nan(list(joined.values()), weights), strict=True))
+    zero = batch.returns.new_zeros(())
+    extreme = zero
     if extremes is not None and largest is not None and far is not None:
         weights = None if batch.weights is None else batch.weights[largest]
-        extreme = weighted_mean(_value_kl(extremes[largest], far, sigma), weights)
+        extreme = batch.part.mean(_value_kl(extremes[largest], far, sigma), weights)
     return Divergence(
-        policy=_over_parts(kls, shares) if kls else zero,
-        value=_over_parts(value_kls, shares) if value_kls else zero,
+        policy=means.get("policy", zero).to(zero),
+        value=means.get("value", zero).to(zero),
         extreme=extreme,
-        gain=_over_parts(gains, shares) if gains else zero,
+        gain=means.get("gain", zero).to(zero),
     )
 
 
@@ -129,14 +132,6 @@ def _outputs(
     return distribution, values[:count], values[count:]
 
 
-def _over_parts(means: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
-    """Mean of the parts' means by their share of the rows, 0-d; NaN where all shares are 0."""
-    if len(means) == 1:
-        return torch.where(shares[0] > 0, means[0], torch.nan)
-    share = torch.stack(list(shares))
-    return (torch.stack(list(means)) * share).sum() / share.sum()
-
-
 def _part(kl: Tensor, limit: float | None) -> Tensor:
     floor = torch.finfo(kl.dtype).tiny
     part = torch.ones_like(kl) if limit is None else (limit / kl.clamp(min=floor)).clamp(max=1).sqrt()
@@ -144,10 +139,13 @@ def _part(kl: Tensor, limit: float | None) -> Tensor:
 
 
 def _largest(batch: Batch) -> Tensor:
+    """Rows here that are among those of the largest advantages in the whole batch."""
     sizes = batch.advantages.abs()
     if batch.weights is not None:
         sizes = torch.where(batch.weights > 0, sizes, -1.0)
-    return torch.topk(sizes, max(1, len(sizes) // EXTREME_SHARE)).indices
+    sizes = batch.part.everywhere(sizes)
+    largest = torch.topk(sizes, max(1, len(sizes) // EXTREME_SHARE)).indices
+    return largest if batch.part.is_whole else batch.part.among(largest)[1]
 
 
 def _value_kl(before: Tensor, after: Tensor, sigma: Tensor | float) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from acktr.agents.normalization import ObservationNorm
 from acktr.agents.observations import Observations
+from acktr.agents.part import Part
 from acktr.errors import UserError
 
 Shape = tuple[int, ...]
@@ -56,11 +57,11 @@ class Encoder(nn.Module):
         self.norm = ObservationNorm(self.shape[0]) if normalize else None
         self.frame_dtype: torch.dtype | None = None
 
-    def observe(self, observations: Observations, weights: Tensor | None) -> None:
+    def observe(self, observations: Observations, weights: Tensor | None, part: Part) -> None:
         """Take a batch (M, *space) of training's observations into the running moments, where they are kept."""
         if self.norm is not None:
             assert isinstance(observations, Tensor)
-            self.norm.update(observations.reshape(observations.shape[0], -1), weights)
+            self.norm.update(_flat(observations), weights, part)
 
     def forward(self, observations: Tensor) -> Tensor:
         """(N, *space) to (N, *self.shape) in the default dtype, frames in `frame_dtype`."""
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
         if self.sizes is not None:
             return _one_hots(observations.long(), self.sizes).to(dtype)
         if not self.is_image:
-            rows = observations.to(dtype).reshape(observations.shape[0], -1)  # a scalar space's rows have no axis
+            rows = _flat(observations).to(dtype)
             return rows if self.norm is None else self.norm(rows)
         # channels-last convolutions take two thirds of the time on CPUs; the values are the same. Bytes are reordered,
         # not floats: a quarter of the memory moves; those of a rollout are in that order already
@@ -114,15 +115,20 @@ class DictEncoder(nn.Module):
         """Of one encoded observation, by key."""
         return {name: part.shape for name, part in self.parts.items()}
 
-    def observe(self, observations: Observations, weights: Tensor | None) -> None:
+    def observe(self, observations: Observations, weights: Tensor | None, part: Part) -> None:
         """See `Encoder`."""
         assert isinstance(observations, dict)
-        for name, part in self.parts.items():
-            part.observe(observations[name], weights)
+        for name, encoder in self.parts.items():
+            encoder.observe(observations[name], weights, part)
 
     def forward(self, observations: dict[str, Tensor]) -> dict[str, Tensor]:
         """(N, *space) to (N, *shape), key by key."""
         return {name: part(observations[name]) for name, part in self.parts.items()}
+
+
+def _flat(observations: Tensor) -> Tensor:
+    """(N, *space) to (N, d), of no rows too; a scalar space's have no axis of their own."""
+    return observations.flatten(1) if observations.dim() > 1 else observations.unsqueeze(1)
 
 
 def build_encoder(space: gymnasium.Space[object], *, normalize: bool = False) -> Encoder | DictEncoder:

@@ -6,13 +6,14 @@ with K-FAC's capture on and the rest without, so that no row goes through it twi
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from acktr.agents.distributions import at_rows
 from acktr.agents.losses import Policies, Rows, Values
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.recalled_layers import RowSink
 from acktr.agents.rollout import Batch
@@ -25,6 +26,25 @@ MOST_KEPT = 64
 
 LEAST_MEASURED = 16
 """Rows that KLs are measured on, as far as the sample has them: fewer say little, and may all be dummies."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Which rows of a batch curvature is taken from.
+
+    Attributes:
+        rows: of the batch as far as it is here.
+        rest: all others; None where the sample is the batch.
+        places: of the rows here in the sample of the whole batch; None where everything is here.
+        positions: the same, as numbers of the host.
+        number: of rows in the sample of the whole batch.
+    """
+
+    rows: Rows
+    rest: Tensor | None
+    places: Tensor | None
+    positions: tuple[int, ...] | None
+    number: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +72,14 @@ class ForwardPass:
     Attributes:
         parts: cover the batch once together.
         sample: one of them, or outputs of some of the same rows by themselves.
+        chosen: the sample's rows.
         measured: of the rows that KLs are measured on.
         is_captured: whether K-FAC has recorded the sample's pass.
     """
 
     parts: list[Outputs]
     sample: Outputs
+    chosen: Sample
     measured: Outputs
     is_captured: bool
 
@@ -101,19 +123,18 @@ class ForwardPasses:
         self._fraction = fraction
         self._stride = max(1, round(fraction / measured_fraction))
         self._holds_values = holds_values
-        self._samples: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
+        self._samples: dict[tuple[int, int, int, int], Sample] = {}
         self._measured: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
 
     def run(self, batch: Batch, optimizer: KFAC) -> ForwardPass:
         """Outputs of the batch, of which the optimizer has captured a sample where it wants one."""
-        rows = len(batch.advantages)
+        rows = len(batch.advantages) // batch.part.count * batch.part.num_envs
         parts = max(1, min(rows, round(1 / self._fraction)))
         due = optimizer.statistics_due
-        sink = None if isinstance(optimizer, NoisyKFAC) else optimizer.rows  # it adds to the gradients itself
-        chosen: Rows = slice(None)
-        rest: Tensor | None = None
-        if parts > 1:
-            chosen, rest = self._sample(batch, rows, parts)
+        # noise is added to gradients as such, and only they can be added up over processes
+        sink = optimizer.rows if batch.part.is_whole and not isinstance(optimizer, NoisyKFAC) else None
+        sampled = self._sample(batch, rows, parts)
+        chosen, rest = sampled.rows, sampled.rest
         among, measured = self._measured_rows(batch, rows, parts)
         self.turn += due  # else parts and intervals of equal numbers would always meet in the same part
         if batch.forward_is_known or not due:
@@ -131,6 +152,7 @@ class ForwardPasses:
         return ForwardPass(
             parts=found,
             sample=sample,
+            chosen=sampled,
             measured=sample if measured is None else sample.at(among, measured),
             is_captured=due,
         )
@@ -140,21 +162,24 @@ class ForwardPasses:
         stride = min(self._stride, max(1, rows // parts // LEAST_MEASURED))
         if stride == 1:
             return slice(None), None
-        key = (rows, batch.num_envs, parts, self.turn % (parts * stride))
+        key = (rows, batch.part.num_envs, parts, self.turn % (parts * stride))
         if key not in self._measured:
             device = batch.returns.device
-            positions, chosen = part_of_part(rows, batch.num_envs, parts, stride, self.turn)
+            positions, chosen = part_of_part(rows, batch.part.num_envs, parts, stride, self.turn)
+            if not batch.part.is_whole:
+                sample = self._sample(batch, rows, parts).rows
+                _, chosen = batch.part.among(chosen)
+                positions = chosen if isinstance(sample, slice) else torch.searchsorted(sample.cpu(), chosen)
             _make_room(self._measured)
             self._measured[key] = positions.to(device), chosen.to(device)
         return self._measured[key]
 
-    def _sample(self, batch: Batch, rows: int, parts: int) -> tuple[Tensor, Tensor]:
-        key = (rows, batch.num_envs, parts, self.turn % parts)
+    def _sample(self, batch: Batch, rows: int, parts: int) -> Sample:
+        part = batch.part
+        key = (rows, part.num_envs, parts, self.turn % parts)
         if key not in self._samples:  # made and moved to the device once
-            device = batch.returns.device
-            chosen, rest = rotating_part(rows, batch.num_envs, parts, self.turn)
             _make_room(self._samples)
-            self._samples[key] = chosen.to(device), rest.to(device)
+            self._samples[key] = _drawn_sample(part, rows, parts, self.turn, batch.returns.device)
         return self._samples[key]
 
     def _outputs(self, batch: Batch, rows: Rows, *, trains: bool = True, sink: RowSink | None = None) -> Outputs:
@@ -174,7 +199,28 @@ class ForwardPasses:
         return Outputs(rows=rows, policies=policies, values=values)
 
 
-def _make_room(kept: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]]) -> None:
+def _drawn_sample(part: Part, rows: int, parts: int, turn: int, device: torch.device) -> Sample:
+    """The part of a batch of so many rows whose turn it is, as far as it is here."""
+    if parts == 1:
+        whole, rest = torch.arange(rows), None
+    else:
+        whole, rest = rotating_part(rows, part.num_envs, parts, turn)
+    if part.is_whole:
+        here = slice(None) if rest is None else whole.to(device)
+        return Sample(
+            rows=here, rest=None if rest is None else rest.to(device), places=None, positions=None, number=len(whole)
+        )
+    places, chosen = part.among(whole)
+    return Sample(
+        rows=slice(None) if rest is None else chosen.to(device),
+        rest=None if rest is None else part.among(rest)[1].to(device),
+        places=places.to(device),
+        positions=tuple(places.tolist()),
+        number=len(whole),
+    )
+
+
+def _make_room(kept: dict[tuple[int, int, int, int], Any]) -> None:
     """Forget the oldest of too many: a batch divided into its rows has as many samples, each with all other rows."""
     if len(kept) >= MOST_KEPT:
         del kept[next(iter(kept))]

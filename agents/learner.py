@@ -11,7 +11,7 @@ from torch.profiler import record_function
 
 from acktr.agents.damping_control import DampingControl
 from acktr.agents.divergence import Divergence, measure
-from acktr.agents.forward_pass import ForwardPass, ForwardPasses, Head, Outputs
+from acktr.agents.forward_pass import ForwardPass, ForwardPasses, Head
 from acktr.agents.losses import (
     Policies,
     Values,
@@ -26,10 +26,12 @@ from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
 from acktr.agents.settings_learning import Schedule
 from acktr.agents.step_control import StepControl, backtrack
-from acktr.agents.updates import load_optimizer_state, optimizer_state, scheduled
+from acktr.agents.updates import add_up_gradients, load_optimizer_state, optimizer_state, scheduled
 from acktr.agents.value_scale import ValueScale
 from acktr.errors import UserError
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, NoisyKFAC
+from acktr.kfac.distributed import Ranks
+from acktr.kfac.draws import Source
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,7 @@ class Learner:
         region: in place of the settings' own lr, max_kl, damping and momentum.
         heads: whose losses and metrics enter.
         generator: draws for the sampled Fisher, on the policy's device.
+        ranks: the processes that hold the parts of each batch; None where it is whole.
 
     Attributes:
         rejected: steps that the line search took back whole.
@@ -69,13 +72,15 @@ class Learner:
         region: Region,
         heads: tuple[Head, ...],
         generator: torch.Generator,
+        ranks: Ranks | None = None,
     ) -> None:
         self.policy = policy
         self.settings = settings
         self.region = region
         self.heads = heads
         explores = settings.exploration == "noisy-kfac" and "policy" in heads
-        self.optimizer = _build_kfac(model, settings, region, generator=generator if explores else None)
+        self.optimizer = _build_kfac(model, settings, region, generator=generator if explores else None, ranks=ranks)
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.rejected = 0
         self._generator = generator
         self._passes = ForwardPasses(
@@ -123,13 +128,16 @@ class Learner:
             if values:
                 loss = value_loss(values, batch)
                 objective = objective + settings.value_coef * loss / scale.of_loss
-                variance = explained_variance(joined_values(values, batch), batch.returns, batch.weights)
-                figures |= {"value_loss": loss.detach(), "explained_variance": variance}
+                figures["value_loss"] = loss.detach()
             if forward.is_captured:
-                self._update_statistics(forward.sample, batch, scale.sigma)
+                self._update_statistics(forward, batch, scale.sigma)
             optimizer.zero_grad()
             with record_function("acktr::loss_backward"):
                 torch.autograd.backward(objective)
+        figures = add_up_gradients(self._parameters, figures, batch.part)
+        if values:
+            known = joined_values(values, batch)
+            figures["explained_variance"] = explained_variance(known, batch.returns, batch.weights, batch.part)
         optimizer.step()
         with record_function("acktr::step_control"):
             moved = self._control(forward, batch, scale.sigma, progress=progress, shown=shown)
@@ -190,19 +198,24 @@ class Learner:
 
     # --- the curvature -----------------------------------------------------------------------------------------
 
-    def _update_statistics(self, sample: Outputs, batch: Batch, sigma: Tensor | float) -> None:
+    def _update_statistics(self, forward: ForwardPass, batch: Batch, sigma: Tensor | float) -> None:
+        sample, chosen = forward.sample, forward.chosen
+        draws: Source = self._generator
+        if chosen.places is not None:
+            draws = batch.part.draws(self._generator, chosen.places, chosen.number)
         metrics: list[Metric] = []
         if sample.policies is not None:
-            metrics.append(self._policy_metric(sample.policies, batch))
+            metrics.append(self._policy_metric(sample.policies, batch, draws))
         if sample.values is not None:
-            metrics.append(self._value_metric(sample.values, batch, sigma))
+            metrics.append(self._value_metric(sample.values, batch, sigma, draws))
         weights = None if batch.weights is None else batch.weights[sample.rows]
+        metric = metrics[0] if len(metrics) == 1 else Joint(*metrics)
         try:
-            self.optimizer.update_statistics(metrics[0] if len(metrics) == 1 else Joint(*metrics), weights)
+            self.optimizer.update_statistics(metric, weights, places=chosen.positions)
         except ValueError as error:  # a torso whose layers the curvature does not fit
             raise UserError(str(error)) from error
 
-    def _policy_metric(self, part: Policies, batch: Batch) -> Metric:
+    def _policy_metric(self, part: Policies, batch: Batch, draws: Source) -> Metric:
         settings = self.settings
         if settings.fisher == "empirical":
             log_probs = part.distribution.log_prob(batch.actions[part.rows])
@@ -210,12 +223,12 @@ class Learner:
             return EmpiricalFisher(example_losses=-log_probs * advantages[part.rows])
         # the rollout's own actions are most often draws from the policy that is being differentiated
         draw = batch.actions[part.rows] if settings.fisher == "sampled" and batch.is_on_policy else None
-        return Fisher(distribution=part.distribution, kind=settings.fisher, draw=draw, generator=self._generator)
+        return Fisher(distribution=part.distribution, kind=settings.fisher, draw=draw, generator=draws)
 
-    def _value_metric(self, part: Values, batch: Batch, sigma: Tensor | float) -> Metric:
+    def _value_metric(self, part: Values, batch: Batch, sigma: Tensor | float, draws: Source) -> Metric:
         if self.settings.fisher == "empirical":
             return EmpiricalFisher(example_losses=((part.values - batch.returns[part.rows]) / sigma).square() / 2)
-        return GaussNewton(values=part.values, sigma=sigma, kind=self.settings.fisher, generator=self._generator)
+        return GaussNewton(values=part.values, sigma=sigma, kind=self.settings.fisher, generator=draws)
 
     # --- the length of the step --------------------------------------------------------------------------------
 
@@ -296,7 +309,14 @@ def _entropy_coef(settings: Settings, progress: float) -> float:
     return scheduled(settings.entropy_coef, settings.entropy_schedule, progress)
 
 
-def _build_kfac(model: nn.Module, settings: Settings, region: Region, *, generator: torch.Generator | None) -> KFAC:
+def _build_kfac(
+    model: nn.Module,
+    settings: Settings,
+    region: Region,
+    *,
+    generator: torch.Generator | None,
+    ranks: Ranks | None = None,
+) -> KFAC:
     """K-FAC, or where there is a generator of draws K-FAC with a posterior."""
     options: dict[str, Any] = {
         "lr": region.lr,
@@ -315,6 +335,8 @@ def _build_kfac(model: nn.Module, settings: Settings, region: Region, *, generat
         "kfoc_steps": settings.kfoc_steps,
         "kfoc_aggregation": settings.kfoc_aggregation,
         "compat": settings.compat,
+        "ranks": ranks,
+        "inverse_placement": settings.inverse_placement,
     }
     if generator is None:
         return KFAC(model, damping=region.damping, **options)

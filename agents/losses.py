@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from acktr.agents.part import Part
 from acktr.agents.rollout import Batch
-from acktr.kfac import weighted_mean
 
 Rows = Tensor | slice
 """Which rows of a batch: an index or a slice."""
@@ -44,7 +44,7 @@ class Values:
 
 
 def policy_losses(parts: Sequence[Policies], batch: Batch, *, normalize_advantages: bool) -> tuple[Tensor, Tensor]:
-    """Means over the valid rows of a batch, 0-d with their graph.
+    """Means over the valid rows of a batch, 0-d with their graph; of a batch in parts, what this part adds to them.
 
     Args:
         parts: what together covers the batch once.
@@ -58,11 +58,13 @@ def policy_losses(parts: Sequence[Policies], batch: Batch, *, normalize_advantag
     weights = _joined_weights(parts, batch)
     losses = [-part.distribution.log_prob(batch.actions[part.rows]) * advantages[part.rows] for part in parts]
     entropies = [part.distribution.entropy() for part in parts]
-    return weighted_mean(torch.cat(losses), weights), weighted_mean(torch.cat(entropies), weights)
+    return batch.mean_share(torch.cat(losses), weights), batch.mean_share(torch.cat(entropies), weights)
 
 
 def value_loss(parts: Sequence[Values], batch: Batch) -> Tensor:
     """Mean of `1/2 (v - R)²` over the valid rows, 0-d with its graph, however many parts the forward pass was made in.
+
+    Of a batch in parts it is what this part adds to the mean.
 
     With `held` values the loss is centred below the head: the head learns from all of the error v - R, the layers under
     it from the error less its mean, which is the gradient of half the error's variance. An error common to the whole
@@ -75,24 +77,25 @@ def value_loss(parts: Sequence[Values], batch: Batch) -> Tensor:
         batch: the rollout.
     """
     weights = _joined_weights(parts, batch)
-    loss = weighted_mean(torch.cat([(part.values - batch.returns[part.rows]).square() / 2 for part in parts]), weights)
+    squares = [(part.values - batch.returns[part.rows]).square() / 2 for part in parts]
+    loss = batch.mean_share(torch.cat(squares), weights)
     held = [part.held for part in parts if part.held is not None]
     if not held:
         return loss
     errors = torch.cat([part.values.detach() - batch.returns[part.rows] for part in parts])
-    common = weighted_mean(torch.cat(held), weights)
-    return loss - weighted_mean(errors, weights) * (common - common.detach())  # a gradient, no value
+    common = batch.mean_share(torch.cat(held), weights)
+    return loss - batch.part.mean(errors, weights) * (common - common.detach())  # a gradient, no value
 
 
 def learnt_advantages(batch: Batch, *, normalize: bool) -> Tensor:
     """The advantages (M,) that the policy learns from: as they are, or with mean 0 and deviation 1."""
-    return standardise(batch.advantages, batch.weights) if normalize else batch.advantages
+    return standardise(batch.advantages, batch.weights, batch.part) if normalize else batch.advantages
 
 
-def standardise(values: Tensor, weights: Tensor | None) -> Tensor:
+def standardise(values: Tensor, weights: Tensor | None, part: Part) -> Tensor:
     """Mean 0 and deviation 1 over the rows of positive weight; (M,) to (M,). Of equal values, 0."""
-    mean = weighted_mean(values, weights)
-    deviation = weighted_mean((values - mean).square(), weights).sqrt()
+    mean = part.mean(values, weights)
+    deviation = part.mean((values - mean).square(), weights).sqrt()
     rounding = 1e-6 * mean.abs()  # of the mean, which the differences of equal values consist of
     return torch.where(deviation > rounding, (values - mean) / (deviation + 1e-8), 0.0)
 
@@ -105,14 +108,15 @@ def joined_values(parts: Sequence[Values], batch: Batch) -> Tensor:
     return values
 
 
-def explained_variance(values: Tensor, returns: Tensor, weights: Tensor | None) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, weights: Tensor | None, part: Part) -> Tensor:
     """`1 - Var(R - V) / Var(R)` over the valid rows, 0-d; 1 is a perfect critic, 0 no better than a constant.
 
     Of equal returns it is 1 when the residuals are equal too, else 0, as in scikit-learn.
     """
-    residual = returns - values
-    unexplained = weighted_mean((residual - weighted_mean(residual, weights)).square(), weights)
-    total = weighted_mean((returns - weighted_mean(returns, weights)).square(), weights)
+    columns = [returns - values, returns]
+    means = part.means(columns, weights)
+    squares = [(column - mean).square() for column, mean in zip(columns, means, strict=True)]
+    unexplained, total = part.means(squares, weights)
     return torch.where(total > 0, 1 - unexplained / total, (unexplained <= 0).to(total))
 
 

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from acktr.agents.part import Part
+
 _SMALLEST_DEVIATION = 1e-4
 """Of a coordinate that hardly ever changes; what it says is not blown up beyond this."""
 
@@ -49,24 +51,24 @@ class ObservationNorm(nn.Module):
         return ((rows - self.shift) * self.scale).clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
 
     @torch.no_grad()
-    def update(self, rows: Tensor, weights: Tensor | None) -> None:
+    def update(self, rows: Tensor, weights: Tensor | None, part: Part) -> None:
         """Take in a batch.
 
         Args:
-            rows: (M, d).
-            weights: (M,) of zeros and ones, or None for all ones; rows that are not finite have weight 0.
+            rows: (m, d), those of the batch that are here.
+            weights: (m,) of zeros and ones, or None for all ones; rows that are not finite have weight 0.
+            part: whose rows they are.
         """
         rows = rows.to(torch.float64)
         usable = torch.isfinite(rows).all(1, keepdim=True)  # one that is not would stay in the moments for ever
         rows = torch.where(usable, rows, 0.0)
         column = usable.to(rows) if weights is None else usable * weights.to(rows).unsqueeze(1)
-        fresh = column.sum()
+        fresh, sums = part.add_up([column.sum(), (rows * column).sum(0)])
         total = self.count + fresh
-        mean = (rows * column).sum(0) / fresh.clamp(min=1)
+        mean = sums / fresh.clamp(min=1)
         gap = mean - self.mean
-        self.squares += ((rows - mean).square() * column).sum(0) + gap.square() * self.count * fresh / total.clamp(
-            min=1
-        )
+        (squares,) = part.add_up([((rows - mean).square() * column).sum(0)])
+        self.squares += squares + gap.square() * self.count * fresh / total.clamp(min=1)
         self.mean += gap * fresh / total.clamp(min=1)
         self.count.copy_(total)
         deviation = (self.squares / total.clamp(min=1)).sqrt().clamp(min=_SMALLEST_DEVIATION)
@@ -81,13 +83,14 @@ class RewardScale:
     once (openai/baselines, VecNormalize). The sign and the zero of rewards stay.
 
     Args:
-        num_envs: N.
+        part: whose N environments.
         gamma: discount.
     """
 
-    def __init__(self, *, num_envs: int, gamma: float) -> None:
+    def __init__(self, *, part: Part, gamma: float) -> None:
+        self._part = part
         self._gamma = gamma
-        self._sums = np.zeros(num_envs)
+        self._sums = np.zeros(part.count)
         self._count = 0.0
         self._mean = 0.0
         self._squares = 0.0
@@ -97,29 +100,47 @@ class RewardScale:
         self._sums[:] = 0.0
 
     def __call__(self, rewards: NDArray[Any], *, ended: NDArray[np.bool_], valid: NDArray[np.bool_]) -> NDArray[Any]:
-        """Take in one step of all environments, and scale its rewards.
+        """Take in a rollout, and scale each step's rewards by what is known from all environments up to that step.
 
         Args:
-            rewards: (N,).
-            ended: (N,) whether an episode ends with the step.
-            valid: (N,) whether the row is a real transition; other rows are scaled and not learnt from.
+            rewards: (T, N).
+            ended: (T, N) whether an episode ends with the step.
+            valid: (T, N) whether the row is a real transition; other rows are scaled and not learnt from.
 
         Returns:
-            (N,) float64.
+            (T, N) float64.
         """
         valid = valid & np.isfinite(rewards)
-        self._sums[valid] = self._gamma * self._sums[valid] + rewards[valid]
-        known = self._sums[valid]
-        if known.size:
-            total = self._count + known.size
-            gap = known.mean() - self._mean
-            self._squares += ((known - known.mean()) ** 2).sum() + gap**2 * self._count * known.size / total
-            self._mean += gap * known.size / total
-            self._count = total
-        self._sums[ended & valid] = 0.0
-        deviation = np.sqrt(self._squares / self._count) if self._squares > 0 else 1.0
-        scaled: NDArray[Any] = np.clip(rewards / deviation, -REWARD_LIMIT, REWARD_LIMIT)
+        moments = np.zeros((len(rewards), 3))  # number, mean and sum of squared differences to it, of each step
+        for step, (paid, over, real) in enumerate(zip(rewards, ended, valid, strict=True)):
+            self._sums[real] = self._gamma * self._sums[real] + paid[real]
+            if (known := self._sums[real]).size:
+                moments[step] = known.size, known.mean(), ((known - known.mean()) ** 2).sum()
+            self._sums[over & real] = 0.0
+        scaled = np.empty(rewards.shape)
+        for step, parts in enumerate(self._of_all_parts(moments)):
+            for number, mean, squares in parts[parts[:, 0] > 0]:
+                self._merge(number, mean, squares)
+            deviation = np.sqrt(self._squares / self._count) if self._squares > 0 else 1.0
+            scaled[step] = np.clip(rewards[step] / deviation, -REWARD_LIMIT, REWARD_LIMIT)
         return scaled
+
+    def _of_all_parts(self, moments: NDArray[Any]) -> NDArray[Any]:
+        """(T, 3) of this process to (T, P, 3) of all."""
+        hosts = self._part.hosts
+        if hosts is None:
+            return moments[:, None]
+        own = torch.zeros(len(moments), hosts.size, 3, dtype=torch.float64)
+        own[:, hosts.rank] = torch.from_numpy(moments)
+        (all_parts,) = hosts.add_up([own], kind="rollouts")
+        return all_parts.numpy()
+
+    def _merge(self, number: float, mean: float, squares: float) -> None:
+        total = self._count + number
+        gap = mean - self._mean
+        self._squares += squares + gap**2 * self._count * number / total
+        self._mean += gap * number / total
+        self._count = total
 
     def state_dict(self) -> dict[str, float]:
         """What was learnt."""

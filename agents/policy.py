@@ -17,6 +17,7 @@ from acktr.agents.observations import Observations
 from acktr.agents.settings import Settings
 from acktr.errors import UserError
 from acktr.kfac import sample
+from acktr.kfac.draws import Source
 
 
 class ActorCritic(nn.Module):
@@ -136,7 +137,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def act_and_value(
-        self, observations: Observations, *, generator: torch.Generator | None, valued: bool = True
+        self, observations: Observations, *, generator: Source, valued: bool = True
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Act in one forward pass, and keep what is to be learnt from.
 

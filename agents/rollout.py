@@ -11,18 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acktr.agents.encoders import is_image
+from acktr.agents.normalization import RewardScale
 from acktr.agents.observations import Observations, take_rows, to_tensors
+from acktr.agents.part import Part, weighted_sum
 from acktr.agents.policy import ActorCritic
 from acktr.agents.recall import Recall
 from acktr.agents.recalled_layers import RowSink
 from acktr.agents.returns import gae
 from acktr.envs.batches import ObservationBatch, leaf_spaces, leaves, map_leaves
 from acktr.envs.vector import Step
+from acktr.kfac import weighted_mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """M = T · N rows, time-major, on the policy's device.
+    """M = T · N rows, time-major, on the policy's device; of a batch in parts, those of the environments here.
 
     Attributes:
         observations: (M, *space), raw; for a Dict a dictionary of them.
@@ -30,8 +33,8 @@ class Batch:
         advantages: (M,).
         returns: (M,) value targets.
         weights: (M,) with 0 for rows that are no real transition, or None when all rows are real.
-        valid_rows: number of real transitions.
-        num_envs: N.
+        valid_rows: number of real transitions, those of all parts.
+        part: which of the environments are here.
         is_on_policy: whether the actions were drawn by the parameters that learn from them.
         recall: what the layers gave while acting, or None.
     """
@@ -42,7 +45,7 @@ class Batch:
     returns: Tensor
     weights: Tensor | None
     valid_rows: int
-    num_envs: int
+    part: Part
     is_on_policy: bool = True
     recall: Recall | None = None
 
@@ -62,6 +65,17 @@ class Batch:
             return contextlib.nullcontext()
         return self.recall.replaying(rows, trains=trains, sink=sink)
 
+    def mean_share(self, values: Tensor, weights: Tensor | None) -> Tensor:
+        """What this part adds to a mean over all valid rows, 0-d with its graph; the mean itself of a whole batch.
+
+        Args:
+            values: (m,) of the rows here, in any order.
+            weights: (m,) theirs, or None.
+        """
+        if self.part.is_whole:
+            return weighted_mean(values, weights)
+        return weighted_sum(values, weights) / max(1, self.valid_rows)
+
     def observed(self, rows: Tensor | slice) -> Observations:
         """Observations of some rows."""
         return take_rows(self.observations, rows)
@@ -72,7 +86,7 @@ class Rollout:
 
     Args:
         num_steps: T.
-        num_envs: N.
+        part: whose N environments.
         observation_space: of one environment.
         device: where the batch lives.
         recalls: keep what the policy's layers give, too, for `Batch.replaying`.
@@ -82,11 +96,13 @@ class Rollout:
         self,
         *,
         num_steps: int,
-        num_envs: int,
+        part: Part,
         observation_space: gymnasium.Space[object],
         device: torch.device,
         recalls: bool = False,
     ) -> None:
+        num_envs = part.count
+
         def storage(space: gymnasium.Space[object]) -> Tensor:
             shape = [num_steps + 1, num_envs, *(space.shape or ())]
             if not is_image(space):
@@ -96,6 +112,7 @@ class Rollout:
             return torch.zeros((*shape, channels), dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
 
         self.num_steps = num_steps
+        self._part = part
         self._recall = Recall(num_steps=num_steps, num_envs=num_envs) if recalls else None
         inner = leaf_spaces(observation_space)
         nested = isinstance(observation_space, gymnasium.spaces.Dict)
@@ -103,7 +120,7 @@ class Rollout:
         self.values = torch.zeros((num_steps + 1, num_envs), device=device)
         self._is_valued = True
         self._actions: list[Tensor] = []
-        self._rewards = np.zeros((num_steps, num_envs), dtype=np.float32)
+        self._rewards = np.zeros((num_steps, num_envs))
         self._terminals = np.zeros((num_steps, num_envs), dtype=np.bool_)
         self._truncations = np.zeros((num_steps, num_envs), dtype=np.bool_)
         self._valid = np.ones((num_steps, num_envs), dtype=np.bool_)
@@ -147,6 +164,11 @@ class Rollout:
             rows = np.flatnonzero(step.truncations)
             self._finals.append((index, rows, map_leaves(lambda leaf: leaf[rows], step.final_observations)))
 
+    def scale_rewards(self, scale: RewardScale) -> None:
+        """Replace the rewards of all steps by scaled ones."""
+        ended = self._terminals | self._truncations
+        self._rewards[:] = scale(self._rewards, ended=ended, valid=self._valid)
+
     def _keep(self, index: int, observations: ObservationBatch) -> None:
         map_leaves(lambda kept, new: kept[index].copy_(torch.from_numpy(new)), self.observations, observations)
 
@@ -189,7 +211,7 @@ class Rollout:
             next_values[torch.from_numpy(steps).to(device), torch.from_numpy(columns).to(device)] = final_values
         terminals = torch.from_numpy(self._terminals).to(device)
         advantages = gae(
-            rewards=torch.from_numpy(self._rewards).to(device),
+            rewards=torch.from_numpy(self._rewards).to(self.values),
             values=self.values[:-1],
             next_values=next_values,
             terminals=terminals,
@@ -203,13 +225,20 @@ class Rollout:
             advantages=advantages.flatten(),
             returns=(advantages + self.values[:-1]).flatten(),
             weights=None,
-            valid_rows=int(self._valid.sum()),
-            num_envs=self._valid.shape[1],
+            valid_rows=self._total(int(self._valid.sum())),
+            part=self._part,
             recall=self._recall,
         )
-        if batch.valid_rows == self._valid.size:
+        if self._valid.all():
             return batch
         return _without_invalid_rows(batch, torch.from_numpy(self._valid).to(device).flatten())
+
+    def _total(self, number: int) -> int:
+        """The sum over all processes of a number of each."""
+        if self._part.hosts is None:
+            return number
+        (total,) = self._part.hosts.add_up([torch.tensor(number)], kind="rollouts")
+        return int(total)
 
 
 def _without_invalid_rows(batch: Batch, valid: Tensor) -> Batch:
@@ -226,7 +255,7 @@ def _without_invalid_rows(batch: Batch, valid: Tensor) -> Batch:
         actions=cleared(batch.actions),
         advantages=torch.where(valid, batch.advantages, 0.0),
         returns=torch.where(valid, batch.returns, 0.0),
-        weights=valid.to(torch.float32),
+        weights=valid.to(batch.advantages),
         # what the layers made of a NaN is not cleared
         recall=None if any(leaf.is_floating_point() for leaf in leaves(batch.observations)) else batch.recall,
     )

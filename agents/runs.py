@@ -1,11 +1,12 @@
 """Whole runs: make the environment, the policy and the folder, train, and leave everything in order."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,15 +27,22 @@ from acktr.agents.streams import Streams
 from acktr.agents.threads import set_threads
 from acktr.agents.trainer import Trainer
 from acktr.agents.updates import Updater
+from acktr.agents.world import World, joined, may_restart, restarts
 from acktr.envs.batches import leaf_spaces
 from acktr.envs.make import EnvironmentLike, make_vec
 from acktr.envs.mujoco import Pixels
 from acktr.envs.vector import VectorEnvironment
-from acktr.errors import UserError
+from acktr.errors import RunError, UserError
+from acktr.kfac.distributed import LostRankError, Ranks
+
+TOGETHER_SECONDS = 5.0
+"""Ctrl-C reaches each process of torchrun's twice, from the terminal and from torchrun."""
 
 
 def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()) -> Path:
-    """Train from scratch into a new run folder.
+    """Train from scratch into a new run folder; under torchrun together with all processes of the job.
+
+    Where torchrun has started a failed job anew, this goes on with its run.
 
     Args:
         settings: resolved settings.
@@ -45,38 +53,23 @@ def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()
         The run folder.
 
     Raises:
-        UserError: the environment or the folder cannot be made, or a setting does not fit.
+        UserError: the environment or the folder cannot be made, a setting does not fit, or processes disagree on one.
         RunError: training failed; the last good checkpoint is named.
         KeyboardInterrupt: after Ctrl-C, with everything saved.
     """
-    environment = make_environment(settings)
-    try:
-        settings = with_choices(settings, environment)
-        set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
-        device, reason = choose_device(settings, environment)
-        settings, precision = with_precision(settings, environment, device)
-        streams = Streams(settings.seed, device)
-        streams.seed_globals()
-        policy = build_policy(settings, environment, device)
-        updater = build_updater(settings, policy, streams)
-        folder = RunFolder.create(settings, run_dir)
-        with folder.lock(), Reporter(folder, settings) as reporter:
-            for note in (*notes, *environment.notes, reason, precision, f"run folder: {folder.path}"):
-                reporter.message(note)
-            trainer = Trainer(
-                settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
-            )
-            _train_to_the_end(trainer, folder)
-    finally:
-        environment.close()
-    return folder.path
+    if run_dir is None and may_restart():
+        raise UserError("--max-restarts goes on with the run after a failure, and needs --run-dir to find it")
+    if run_dir is not None and restarts() and (run_dir / SETTINGS_FILE).is_file():
+        return resume(run_dir)
+    with joined(settings.rank_timeout) as world:
+        return _run(settings, world, lambda complete: RunFolder.create(complete, run_dir), notes=notes)
 
 
 def resume(run: Path, *, total_timesteps: int | None = None, device: str | None = None) -> Path:
-    """Go on with a run from its last checkpoint, in the same folder.
+    """Go on with a run from its last checkpoint, in the same folder, with as many processes as there are now.
 
     Args:
-        run: the run folder.
+        run: the run folder, which every process must find there.
         total_timesteps: a new end. Schedules of an interrupted run stretch from where they stand; those of a finished
             one start anew and run over the added timesteps. None keeps the old end.
         device: another device; None keeps the setting.
@@ -95,45 +88,96 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
         changes["device"] = device
     if changes:
         settings = Settings.from_dict({**settings.to_dict(), **changes})
-    found = folder.load_latest()
-    state = None if found is None else found[1].state
-    done = 0 if state is None else state["timesteps"]
-    if done >= settings.total_timesteps:
-        print(
-            f"{run} has {done} of {settings.total_timesteps} timesteps, nothing is left to do; a larger "
-            "--total-timesteps trains further"
-        )
-        return folder.path
-    if found is not None:
-        check_remakable(found[1].state, run, torso=True)
-    environment = make_environment(settings)
+
+    def reopened(complete: Settings) -> RunFolder:
+        if complete != folder.settings:
+            folder.write_settings(complete)
+        folder.record_start()
+        return folder
+
+    with joined(settings.rank_timeout) as world:
+        found = world.led(folder.load_latest)
+        state = None if found is None else found[1].state
+        done = 0 if state is None else state["timesteps"]
+        if done >= settings.total_timesteps:
+            if world.leads:
+                print(
+                    f"{run} has {done} of {settings.total_timesteps} timesteps, nothing is left to do; a larger "
+                    "--total-timesteps trains further"
+                )
+            return folder.path
+        if state is not None:
+            check_remakable(state, run, torso=True)
+        return _run(settings, world, reopened, going_on=(run, state))
+
+
+def _run(
+    settings: Settings,
+    world: World,
+    folder_for: Callable[[Settings], RunFolder],
+    *,
+    notes: Sequence[str] = (),
+    going_on: tuple[Path, Mapping[str, Any] | None] | None = None,
+) -> Path:
+    """Train to the end.
+
+    Args:
+        settings: resolved settings.
+        world: the processes of the job.
+        folder_for: makes or opens the run folder for the complete settings.
+        notes: lines to print first.
+        going_on: the run that is resumed, with the state of its last checkpoint if it has one; None of a new run.
+    """
+    part = world.part(settings.num_envs)
+    environment = make_environment(dataclasses.replace(settings, num_envs=part.count))
     try:
         settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
-        chosen, reason = choose_device(settings, environment)
-        settings, precision = with_precision(settings, environment, chosen)
-        streams = Streams(settings.seed, chosen)
+        device, reason = choose_device(settings, environment)
+        device = world.device(device)
+        settings, precision = with_precision(settings, environment, device)
+        world.agree(settings.to_dict(), apart_from=("vectorization",))
+        streams = Streams(settings.seed, device)
         streams.seed_globals()
-        policy = build_policy(settings, environment, chosen)
-        updater = build_updater(settings, policy, streams)
-        with folder.lock(), Reporter(folder, settings, resume_at=done) as reporter:
-            if settings != folder.settings:
-                folder.write_settings(settings)
-            folder.record_start()
-            trainer = Trainer(
-                settings, environment, policy, updater=updater, streams=streams, reporter=reporter, folder=folder
-            )
-            for note in (*environment.notes, reason, precision):
+        policy = build_policy(settings, environment, device)
+        updater = build_updater(settings, policy, streams, world.ranks)
+        folder = world.led(lambda: folder_for(settings))
+        state = None if going_on is None else going_on[1]
+        done = 0 if state is None else state["timesteps"]
+        with contextlib.ExitStack() as stack:
+            world.led(lambda: stack.enter_context(folder.lock()))
+            own = folder if world.leads else None
+            reporter = Reporter(own, settings, console=world.leads, resume_at=None if going_on is None else done)
+            stack.enter_context(reporter)
+            for note in (*notes, *environment.notes, reason, precision):
                 reporter.message(note)
-            if state is None:
-                reporter.message("no checkpoint was written before the interruption: starting from the beginning")
-            else:
-                _take_back(trainer, state, run)
+            if not world.is_alone:
+                reporter.message(f"processes: {world.size}, {part.count} of {part.num_envs} environments in this one")
+            if going_on is None:
+                reporter.message(f"run folder: {folder.path}")
+            trainer = Trainer(
+                settings,
+                environment,
+                policy,
+                updater=updater,
+                streams=streams,
+                reporter=reporter,
+                folder=own,
+                world=world,
+            )
+            if state is not None and going_on is not None:
+                _take_back(trainer, state, going_on[0])
                 reporter.message(
                     f"resumed at {done} timesteps: weights, optimizer, curvature, counters and random streams came "
                     "back; environments start fresh episodes"
                 )
-            _train_to_the_end(trainer, folder)
+            elif going_on is not None:
+                reporter.message("no checkpoint was written before the interruption: starting from the beginning")
+            try:
+                _train_to_the_end(trainer, folder)
+            except LostRankError as error:
+                name = shlex.quote(str(folder.path))
+                raise RunError(f"{world.loss(error)}; go on with `acktr resume {name}`") from error
     finally:
         environment.close()
     return folder.path
@@ -207,14 +251,14 @@ def build_policy(
     return policy
 
 
-def build_updater(settings: Settings, policy: ActorCritic, streams: Streams) -> Updater:
+def build_updater(settings: Settings, policy: ActorCritic, streams: Streams, ranks: Ranks | None = None) -> Updater:
     """The algorithm that the settings name, for that policy.
 
     Raises:
         UserError: the policy has a layer too wide for a Kronecker factor.
     """
     if settings.algorithm == "acktr":
-        return ACKTRUpdater(policy, settings, streams.fisher)
+        return ACKTRUpdater(policy, settings, streams.fisher, ranks)
     return A2CUpdater(policy, settings)
 
 
@@ -253,7 +297,8 @@ def is_convolutional(settings: Settings, environment: VectorEnvironment) -> bool
 
 
 def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
-    with _interruptible(trainer.reporter) as stop:
+    together = not trainer.world.is_alone
+    with _interruptible(trainer.reporter, grace=TOGETHER_SECONDS if together else 0.0) as stop:
         complete = trainer.train(stop=lambda: bool(stop))
     trainer.reporter.rest()
     name = shlex.quote(str(folder.path))
@@ -261,6 +306,8 @@ def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
         saved = "exact resume goes on from the last checkpoint" if trainer.settings.exact_resume else "saved"
         trainer.reporter.message(f"{saved}; go on with `acktr resume {name}`")
         raise KeyboardInterrupt
+    if not trainer.world.leads:
+        return
     if trainer.episodes:
         plot([folder.path], folder.path / CURVE_FILE)
     else:
@@ -268,17 +315,23 @@ def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
     trainer.reporter.message(f"finished; evaluate with `acktr evaluate {name}`")
 
 
-@contextmanager
-def _interruptible(reporter: Reporter) -> Iterator[list[int]]:
-    """A list that holds something once Ctrl-C or SIGTERM came; a second one ends the process at once."""
-    received: list[int] = []
+@contextlib.contextmanager
+def _interruptible(reporter: Reporter, *, grace: float) -> Iterator[list[float]]:
+    """A list that holds something once Ctrl-C or SIGTERM came; a second one ends the process at once.
+
+    Args:
+        reporter: told about the first one.
+        grace: seconds in which further signals count as the first.
+    """
+    received: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and time.monotonic() - received[0] >= grace:
             os.write(2, b"\nacktr: stopped at once; resume goes on from the last checkpoint, if there is one\n")
             os._exit(130)
-        received.append(number)
-        reporter.message("stopping after this update; once more stops at once, without saving")
+        if not received:
+            received.append(time.monotonic())
+            reporter.message("stopping after this update; once more stops at once, without saving")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -121,6 +121,13 @@ class OptimizerSettings:
     inverse_interval: int = setting(
         10, "Updates between refreshes of a layer's inverse.", typical="1 to 20", origin="Kostrikov's code", low=1
     )
+    inverse_placement: Literal["broadcast", "owner"] = setting(
+        "broadcast",
+        "Under torchrun: each process makes a share of the inverses and gives them to all, or keeps them and gives the "
+        "preconditioned gradients.",
+        typical="broadcast; owner where memory is short, or inverse_interval 1",
+        origin="Pauloski et al. 2021",
+    )
     reuse_forward: bool = setting(
         True,
         "Convolutional networks: learn on what the layers gave while acting, in place of a second forward pass.",

@@ -44,13 +44,23 @@ class RunSettings:
         origin="this project",
         low=0,
     )
+    rank_timeout: float = setting(
+        300.0,
+        "Under torchrun: seconds after which a process that does not answer counts as lost, which ends the job.",
+        typical="60 to 600",
+        origin="this project; torch waits 600 on GPUs, 1800 on CPUs",
+        low=0.0,
+        low_open=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnvironmentSettings:
     """How many environments, and how they and their rewards are treated."""
 
-    num_envs: int = setting(16, "Environments stepped together.", typical="8 to 128", origin="A3C/A2C, 16", low=1)
+    num_envs: int = setting(
+        16, "Environments stepped together, by all processes.", typical="8 to 128", origin="A3C/A2C, 16", low=1
+    )
     num_steps: int = setting(
         20, "Steps per environment between updates.", typical="5 to 256", origin="ACKTR code, 20", low=1
     )

@@ -1,6 +1,7 @@
 """The loop: act, step, store, update, log, checkpoint."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections import deque
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acktr.agents.collector import Collector
+from acktr.agents.collector import Collector, Episode
 from acktr.agents.overlap import OverlappedCollector
 from acktr.agents.policy import ActorCritic
 from acktr.agents.recall import recallable
@@ -22,6 +23,7 @@ from acktr.agents.settings import Settings
 from acktr.agents.spaces import space_to_dict
 from acktr.agents.streams import Streams
 from acktr.agents.updates import Updater
+from acktr.agents.world import World
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import RunError
 
@@ -34,12 +36,13 @@ class Trainer:
 
     Args:
         settings: the run's settings, resolved.
-        environment: N environments; `num_envs` of the settings must be N.
+        environment: the environments of this process.
         policy: the network to train, on its device.
         updater: the algorithm that changes its parameters.
         streams: the run's random streams.
         reporter: where progress goes.
         folder: where checkpoints go; None keeps none.
+        world: the processes that train together; None for this one alone.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class Trainer:
         streams: Streams,
         reporter: Reporter,
         folder: RunFolder | None,
+        world: World | None = None,
     ) -> None:
+        self.world = World() if world is None else world
         self.settings = settings
         self.environment = environment
         self.policy = policy
@@ -67,6 +72,7 @@ class Trainer:
         self.collector = Collector(
             settings,
             environment,
+            self.world.part(settings.num_envs),
             streams,
             device=self.device,
             recalls=recalls,
@@ -103,7 +109,7 @@ class Trainer:
         self._interval.start(self.timesteps, self.wall_time)
         self._checkpoint_at = self._next_checkpoint()
         try:
-            while self.timesteps < settings.total_timesteps and not stop():
+            while self.timesteps < settings.total_timesteps and not any(self.world.gather(stop())):
                 self._iterate(started)
         finally:
             if self._overlapped is not None:
@@ -118,7 +124,7 @@ class Trainer:
         batch = self._collect()
         report = self.updater.update(batch, progress=self.progress)
         # after the update: actions are drawn and learnt from under the same moments
-        self.policy.encoder.observe(batch.observations, batch.weights)
+        self.policy.encoder.observe(batch.observations, batch.weights, batch.part)
         self._interval.add(report.figures)
         self.timesteps += batch.valid_rows
         self.updates += 1
@@ -167,9 +173,11 @@ class Trainer:
                 f"training stopped at {self.timesteps} timesteps: the environment gave {strange}; {self._kept()}; mend "
                 "the environment"
             ) from error
-        self.returns.extend(collected.episode_returns)
-        self.lengths.extend(collected.episode_lengths)
-        self.episodes += len(collected.episode_returns)
+        ended = itertools.chain.from_iterable(self.world.gather(collected.episodes))
+        for episode in sorted(ended, key=_step):  # ranks have their environments in order
+            self.returns.append(episode.raw_return)
+            self.lengths.append(episode.length)
+            self.episodes += 1
         return collected.batch
 
     def _next_checkpoint(self) -> int:
@@ -222,7 +230,7 @@ class Trainer:
 
     def checkpoint(self, *, is_final: bool = False) -> None:
         """Write a checkpoint, marked best when the mean return never was higher over a full window."""
-        if self.folder is None:
+        if self.folder is None and self.world.is_alone:
             return
         if self._overlapped is not None:
             self._overlapped.settle()
@@ -231,7 +239,12 @@ class Trainer:
             mean = float(np.mean(self.returns)) if self.returns else -math.inf
             is_best = mean > self.best_return
             self.best_return = max(mean, self.best_return)
-        self.folder.write_checkpoint(self.state_dict(), timesteps=self.timesteps, is_best=is_best, is_final=is_final)
+        state = self.state_dict()  # of all processes, some of which may hold inverses that the others have not
+        self.world.led(lambda: self._write_checkpoint(state, is_best=is_best, is_final=is_final))
+
+    def _write_checkpoint(self, state: Mapping[str, Any], *, is_best: bool, is_final: bool) -> None:
+        if self.folder is not None:
+            self.folder.write_checkpoint(state, timesteps=self.timesteps, is_best=is_best, is_final=is_final)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint holds (docs/architecture.md)."""
@@ -280,6 +293,10 @@ class Trainer:
         self.best_return = training["best_return"]
         self.wall_time = training["wall_time"]
         self._interval.skipped = self.updater.counters()["skipped_batches"]
+
+
+def _step(episode: Episode) -> int:
+    return episode.step
 
 
 class Interval:

@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from acktr.agents.part import Part
 from acktr.agents.rollout import Batch
 from acktr.agents.settings_learning import Schedule
 
@@ -60,6 +61,26 @@ def scheduled(value: float, schedule: Schedule, progress: float) -> float:
     """A setting at `progress` (0 to 1): `linear` falls to 0, `late` does so over the second half, `constant` stays."""
     left = max(0.0, 1.0 - progress)
     return value * {"linear": left, "late": min(1.0, 2 * left), "constant": 1.0}[schedule]
+
+
+def add_up_gradients(parameters: Iterable[Tensor], figures: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
+    """Make gradients, and figures, those of the whole batch where each process has what its part adds to them.
+
+    Args:
+        parameters: whose `.grad` is replaced, in the same order everywhere.
+        figures: 0-d, at least one.
+        part: of the batch.
+
+    Returns:
+        The figures.
+    """
+    if part.is_whole:
+        return dict(figures)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    *totals, sums = part.add_up([*gradients, torch.stack(list(figures.values()))], kind="gradients")
+    for gradient, total in zip(gradients, totals, strict=True):
+        gradient.copy_(total)
+    return dict(zip(figures, sums, strict=True))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from acktr.agents.rollout import Batch
-from acktr.kfac import weighted_mean
 
 SIGMA_DECAY = 0.95
 """Decay of the running mean square of R - V."""
@@ -28,10 +27,8 @@ class ValueScale:
 
     def observe(self, batch: Batch) -> None:
         """Take in a batch, whose R - V are its advantages; one not finite or without valid rows changes nothing."""
-        square = weighted_mean(batch.advantages.square(), batch.weights)
-        usable = torch.isfinite(square)
-        if batch.weights is not None:
-            usable = usable & (batch.weights.sum() > 0)
+        square = batch.part.mean(batch.advantages.square(), batch.weights)
+        usable = torch.isfinite(square) & (batch.valid_rows > 0)
         fresh = (1 - SIGMA_DECAY) * usable.to(square)
         self._square = (1 - fresh) * self._square + torch.where(usable, fresh * square, 0.0)
         self._mass = (1 - fresh) * self._mass + fresh

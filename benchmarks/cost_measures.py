@@ -22,6 +22,7 @@ from throughput import spread
 
 from acktr.agents.a2c import A2CUpdater
 from acktr.agents.acktr import ACKTRUpdater
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.precision import choose_precision
 from acktr.agents.presets import resolve
@@ -150,7 +151,7 @@ class Learner:
             returns=given.returns,
             weights=None,
             valid_rows=len(given.frames),
-            num_envs=self._num_envs,
+            part=Part.whole(self._num_envs),
             recall=self._recall,
         )
         assert batch.forward_is_known

@@ -143,7 +143,7 @@ class Observer:
         parts = max(1, min(rows, round(1 / self.way.stat_fraction)))
         if parts == 1:
             return slice(None)
-        return rotating_part(rows, batch.num_envs, parts, self._turn)[0].to(batch.returns.device)
+        return rotating_part(rows, batch.part.num_envs, parts, self._turn)[0].to(batch.returns.device)
 
 
 class Watch:

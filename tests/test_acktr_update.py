@@ -12,7 +12,8 @@ from torch import Tensor
 
 import acktr
 from acktr.agents.acktr import ACKTRUpdater
-from acktr.agents.forward_pass import MOST_KEPT, Outputs, part_of_part, rotating_part
+from acktr.agents.forward_pass import MOST_KEPT, ForwardPass, part_of_part, rotating_part
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -43,7 +44,7 @@ def random_batch(rows: int) -> Batch:
         returns=torch.randn(rows),
         weights=None,
         valid_rows=rows,
-        num_envs=4,
+        part=Part.whole(4),
     )
 
 
@@ -249,10 +250,10 @@ def test_statistics_rotate_through_the_rows_whatever_their_interval(interval: in
     seen: list[frozenset[int]] = []
     original = updater.actor._update_statistics
 
-    def spied(sample: Outputs, *args: Any) -> None:
-        assert isinstance(sample.rows, Tensor)
-        seen.append(frozenset(sample.rows.tolist()))
-        original(sample, *args)
+    def spied(forward: ForwardPass, *args: Any) -> None:
+        assert isinstance(forward.sample.rows, Tensor)
+        seen.append(frozenset(forward.sample.rows.tolist()))
+        original(forward, *args)
 
     updater.actor._update_statistics = spied  # type: ignore[method-assign]
     for _ in range(4 * interval):
@@ -281,8 +282,8 @@ def residual_batch(residual: float, weights: Tensor) -> Batch:
         advantages=torch.full((4,), residual),
         returns=torch.zeros(4),
         weights=weights,
-        valid_rows=4,
-        num_envs=1,
+        valid_rows=int(weights.sum()),
+        part=Part.whole(1),
     )
 
 

@@ -12,6 +12,7 @@ import acktr
 from acktr import cli
 from acktr.agents import checkpoint
 from acktr.agents.acktr import ACKTRUpdater
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -48,7 +49,7 @@ def update(each: ACKTRUpdater, *, times: int, seed: int) -> None:
             returns=torch.randn(64, generator=generator),
             weights=(torch.rand(64, generator=generator) > 0.1).float(),
             valid_rows=60,
-            num_envs=4,
+            part=Part.whole(4),
         )
         with each.exploring():
             pass  # a rollout

@@ -16,6 +16,7 @@ import acktr
 from acktr.agents import checkpoint, curvature_states
 from acktr.agents.curvature_capture import Captured
 from acktr.agents.curvature_states import networks_of, value_sigma, visited_states
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.settings import Settings
 from acktr.envs.vector import VectorEnvironment
@@ -86,7 +87,7 @@ def test_the_network_sees_observations_normalised_as_in_play() -> None:
     settings = Settings.from_dict({**SETTINGS.to_dict(), "normalize_observations": True, "shared_trunk": False})
     policy = ActorCritic(Box(-np.inf, np.inf, (3,)), Discrete(3), settings)
     states = torch.randn(20, 3) * 7 + 3
-    policy.encoder.observe(states, None)
+    policy.encoder.observe(states, None, Part.whole(len(states)))
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     found = networks_of(policy, states, settings, sigma=1.0, damping=None, seed=0)
     for network, layer in zip(found, ("torso.1", "value_torso.1"), strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.damping_control import MAX_FACTOR, MIN_FACTOR, DampingControl
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -76,7 +77,7 @@ def update(acktr: ACKTRUpdater, *, times: int, seed: int = 1) -> Mapping[str, Te
             returns=torch.randn(64, generator=generator),
             weights=None,
             valid_rows=64,
-            num_envs=4,
+            part=Part.whole(4),
         )
         found = acktr.update(batch, progress=0.0).figures
     return found

@@ -6,6 +6,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from acktr.agents.losses import Policies, Values, explained_variance, policy_losses, standardise, value_loss
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -22,7 +23,7 @@ def policy_and_batch(weights: Tensor | None) -> tuple[ActorCritic, Batch]:
         returns=torch.randn(12) + 5,
         weights=weights,
         valid_rows=12 if weights is None else int(weights.sum()),
-        num_envs=4,
+        part=Part.whole(4),
     )
     return policy, batch
 
@@ -78,21 +79,21 @@ def test_the_parts_of_a_batch_give_the_policy_losses_of_the_whole(weights: Tenso
 
 def test_explained_variance_of_equal_returns_is_finite() -> None:
     ones = torch.ones(4)
-    assert float(explained_variance(ones * 3, ones, None)) == 1.0
-    assert float(explained_variance(torch.randn(4), ones, None)) == 0.0
-    assert float(explained_variance(ones, ones, torch.zeros(4))) == 1.0
+    assert float(explained_variance(ones * 3, ones, None, Part.whole(1))) == 1.0
+    assert float(explained_variance(torch.randn(4), ones, None, Part.whole(1))) == 0.0
+    assert float(explained_variance(ones, ones, torch.zeros(4), Part.whole(1))) == 1.0
     values = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    assert float(explained_variance(values, values + 5, None)) == 1.0
+    assert float(explained_variance(values, values + 5, None, Part.whole(1))) == 1.0
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.7, 100.1])
 @pytest.mark.parametrize("rows", [320, 2048])
 def test_equal_advantages_standardise_to_zero(value: float, rows: int) -> None:
     """The rounding of their mean, divided by itself, gave 1."""
-    assert torch.equal(standardise(torch.full((rows,), value), None), torch.zeros(rows))
+    assert torch.equal(standardise(torch.full((rows,), value), None, Part.whole(1)), torch.zeros(rows))
 
 
 def test_advantages_standardise_to_mean_0_and_deviation_1() -> None:
-    found = standardise(torch.randn(320) * 1e-3 + 5, None)
+    found = standardise(torch.randn(320) * 1e-3 + 5, None, Part.whole(1))
     assert abs(float(found.mean())) < 1e-3
     assert float(found.std(correction=0)) == pytest.approx(1, abs=1e-3)

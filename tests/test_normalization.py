@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import acktr
 from acktr.agents.encoders import Encoder
 from acktr.agents.normalization import ObservationNorm, RewardScale
+from acktr.agents.part import Part
 from acktr.errors import UserError
 
 
@@ -23,7 +24,7 @@ def test_moments_are_those_of_all_rows_together(sizes: list[int], seed: int, off
     norm, kept = ObservationNorm(3), []
     for size in sizes:
         rows, weights = draw.normal(size=(size, 3)) + offset, draw.integers(0, 2, size)
-        norm.update(torch.tensor(rows), torch.tensor(weights, dtype=torch.float32))
+        norm.update(torch.tensor(rows), torch.tensor(weights, dtype=torch.float32), Part.whole(1))
         kept.append(rows[weights > 0])
     together = np.concatenate(kept)
     assert float(norm.count) == len(together)
@@ -37,13 +38,13 @@ def test_moments_are_those_of_all_rows_together(sizes: list[int], seed: int, off
 def test_before_any_row_observations_stay_as_they_are() -> None:
     norm, rows = ObservationNorm(2), torch.tensor([[0.5, -3.0]])
     assert torch.equal(norm(rows), rows)
-    norm.update(rows, torch.zeros(1))
+    norm.update(rows, torch.zeros(1), Part.whole(1))
     assert torch.equal(norm(rows), rows)
 
 
 def test_a_coordinate_that_never_changes_becomes_0_and_an_outlier_is_cut_off() -> None:
     norm = ObservationNorm(2)
-    norm.update(torch.tensor([[5.0, 0.0], [5.0, 1.0]]), None)
+    norm.update(torch.tensor([[5.0, 0.0], [5.0, 1.0]]), None, Part.whole(1))
     assert norm(torch.tensor([[5.0, 1e9]])).tolist() == [[0.0, 10.0]]
 
 
@@ -51,18 +52,18 @@ def test_a_coordinate_that_never_changes_becomes_0_and_an_outlier_is_cut_off() -
 def test_one_observation_that_is_no_number_does_not_stay_in_the_moments(strange: float) -> None:
     norm, clean = ObservationNorm(2), ObservationNorm(2)
     rows = torch.tensor([[1.0, 2.0], [strange, 0.0], [3.0, 5.0]])
-    norm.update(rows, None)
-    clean.update(rows[[0, 2]], None)
+    norm.update(rows, None, Part.whole(1))
+    clean.update(rows[[0, 2]], None, Part.whole(1))
     for one, two in zip(norm.buffers(), clean.buffers(), strict=True):
         assert torch.equal(one, two)
 
 
 def test_rewards_are_divided_by_the_deviation_of_the_discounted_returns() -> None:
-    draw, scale = np.random.default_rng(0), RewardScale(num_envs=3, gamma=0.9)
+    draw, scale = np.random.default_rng(0), RewardScale(part=Part.whole(3), gamma=0.9)
     sums, seen = np.zeros(3), []
     for step in range(40):
         rewards, ended, valid = draw.normal(size=3) * 50, draw.random(3) < 0.1, draw.random(3) < 0.8
-        found = scale(rewards, ended=ended, valid=valid)
+        (found,) = scale(rewards[None], ended=ended[None], valid=valid[None])
         for env in range(3):
             if valid[env]:
                 sums[env] = 0.9 * sums[env] + rewards[env]

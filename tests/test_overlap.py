@@ -78,7 +78,7 @@ def test_each_batch_is_made_exactly_one_update_before_it_is_learnt_from(
             if trainer is overlapped and slow == "learning":
                 time.sleep(0.05)
             trainer.updater.update(batch, progress=0.1)
-            trainer.policy.encoder.observe(batch.observations, batch.weights)
+            trainer.policy.encoder.observe(batch.observations, batch.weights, batch.part)
         assert torch.equal(flat_parameters(overlapped.policy), flat_parameters(plain.policy))
     overlapped._overlapped.discard()
 
@@ -115,8 +115,8 @@ def test_older_actions_are_no_draws_from_the_policy_that_learns() -> None:
     part = Policies(rows=slice(None), distribution=Categorical(logits=torch.zeros(len(batch.actions), 2)))
     outputs = Outputs(rows=slice(None), policies=part, values=None)
     assert outputs.policies is not None
-    fresh = learner._policy_metric(outputs.policies, batch)
-    reused = learner._policy_metric(outputs.policies, dataclasses.replace(batch, is_on_policy=True))
+    fresh = learner._policy_metric(outputs.policies, batch, learner._generator)
+    reused = learner._policy_metric(outputs.policies, dataclasses.replace(batch, is_on_policy=True), learner._generator)
     assert isinstance(fresh, Fisher)
     assert fresh.draw is None
     assert fresh.generator is learner._generator

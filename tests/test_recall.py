@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import acktr
 from acktr.agents import presets
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.precision import choose_precision
 from acktr.agents.recall import Recall, recallable
@@ -130,7 +131,7 @@ def test_weights_that_changed_make_it_invalid_and_a_new_rollout_valid() -> None:
         returns=torch.zeros(6),
         weights=None,
         valid_rows=6,
-        num_envs=ENVS,
+        part=Part.whole(ENVS),
         recall=recall,
     )
     with torch.no_grad(), batch.replaying(slice(None)):  # computed anew

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import acktr
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.returns import gae
 from acktr.agents.rollout import Batch, Rollout
@@ -115,7 +116,7 @@ def rollout_of(mode: AutoresetMode, *, terminated: bool, truncated: bool, steps:
     env = SyncVectorEnv([lambda: Scripted(terminated=terminated, truncated=truncated)], autoreset_mode=mode)
     environment = make_vec(env, 1)
     rollout = Rollout(
-        num_steps=steps, num_envs=1, observation_space=environment.observation_space, device=torch.device("cpu")
+        num_steps=steps, part=Part.whole(1), observation_space=environment.observation_space, device=torch.device("cpu")
     )
     last = {AutoresetMode.NEXT_STEP: steps - 3, AutoresetMode.SAME_STEP: steps - 2, AutoresetMode.DISABLED: steps - 2}
     policy: Any = TabularValues(10.0 + last[mode])

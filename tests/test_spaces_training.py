@@ -16,6 +16,7 @@ from acktr.agents import checkpoint
 from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.encoders import DictEncoder, Encoder
 from acktr.agents.networks import DictTorso, build_torso
+from acktr.agents.part import Part
 from acktr.agents.play import evaluate_file
 from acktr.agents.policy import ActorCritic
 from acktr.agents.policy_files import export, load_policy
@@ -310,7 +311,7 @@ def test_a_dict_policys_file_decides_no_memory_before_its_sizes_are_known(tmp_pa
 def test_storage_is_made_once_for_every_key() -> None:
     environment = make_vec(Both, 3)
     rollout = Rollout(
-        num_steps=4, num_envs=3, observation_space=environment.observation_space, device=torch.device("cpu")
+        num_steps=4, part=Part.whole(3), observation_space=environment.observation_space, device=torch.device("cpu")
     )
     assert isinstance(rollout.observations, dict)
     before = {name: leaf.data_ptr() for name, leaf in rollout.observations.items()}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.divergence import Divergence
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
 from acktr.agents.settings import Settings
@@ -61,7 +62,7 @@ def random_batch(generator: torch.Generator) -> Batch:
         returns=torch.randn(64, generator=generator),
         weights=None,
         valid_rows=64,
-        num_envs=4,
+        part=Part.whole(4),
     )
 
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from acktr.agents.a2c import A2CUpdater
 from acktr.agents.acktr import ACKTRUpdater
+from acktr.agents.part import Part
 from acktr.agents.policy import ActorCritic
 from acktr.agents.presets import resolve
 from acktr.agents.recall import Recall
@@ -57,7 +58,7 @@ def batch_of(policy: ActorCritic) -> Batch:
         returns=numbers[1],
         weights=None,
         valid_rows=STEPS * ENVS,
-        num_envs=ENVS,
+        part=Part.whole(ENVS),
         recall=recall,
     )
 

@@ -1,5 +1,6 @@
 """K-FAC for PyTorch as an optimizer of its own: this package imports torch and nothing else of the project."""
 
+from acktr.kfac.distributed import LostRankError, Ranks
 from acktr.kfac.distributions import MultiCategorical
 from acktr.kfac.errors import BlockError, block_errors
 from acktr.kfac.levenberg_marquardt import LevenbergMarquardt, StepReport
@@ -17,9 +18,11 @@ __all__ = [
     "GaussNewton",
     "Joint",
     "LevenbergMarquardt",
+    "LostRankError",
     "Metric",
     "MultiCategorical",
     "NoisyKFAC",
+    "Ranks",
     "StepReport",
     "batch_size",
     "block_errors",

@@ -13,18 +13,18 @@ class Share:
 
     Attributes:
         keep: factor on the weight of everything before, 0 to 1.
-        add: weight of the batch, above 0.
+        add: weight of the batch, 0 or more; 0-d where it is known on the device alone.
     """
 
     keep: float
-    add: float
+    add: float | Tensor
 
     @classmethod
     def of(cls, decay: float) -> "Share":
         """Of a new batch in an exponential average."""
         return cls(keep=decay, add=1 - decay)
 
-    def times(self, factor: float) -> "Share":
+    def times(self, factor: Tensor) -> "Share":
         """The same for a batch that tells that many times as much."""
         return Share(keep=self.keep, add=self.add * factor)
 

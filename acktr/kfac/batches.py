@@ -1,4 +1,4 @@
-"""From one captured batch to the statistics of every unit."""
+"""From one captured batch to what every unit has to add up of it."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,11 @@ from acktr.kfac.capture import Call, backward_passes, calls_of
 from acktr.kfac.chains import ChainUnit
 from acktr.kfac.metrics import Metric, checked
 from acktr.kfac.statistics import Thinning
+from acktr.kfac.sums import Sums
 from acktr.kfac.units import ModuleUnit, StandaloneUnit, Unit, WeightUnit
 
 
-def add_batch(
+def additions(
     units: Sequence[Unit],
     metric: Metric,
     weights: Tensor | None,
@@ -22,8 +23,9 @@ def add_batch(
     *,
     share: Share,
     thinning: Thinning,
-) -> bool:
-    """Add a batch to the running estimates of the units that its losses reach.
+    is_whole: bool = True,
+) -> list[Sums[None]] | None:
+    """What adds a batch to the running estimates of the units that its losses reach, still to be run without a graph.
 
     Args:
         units: those of a model.
@@ -32,9 +34,10 @@ def add_batch(
         calls: captured; none where no unit takes its statistics from a module.
         share: of the batch in the averages.
         thinning: positions that convolutions' inputs are taken at.
+        is_whole: whether all of the batch is here; of a part of no rows the sums over the others are wanted still.
 
     Returns:
-        Whether there was anything to add: a metric of no rows has nothing to say.
+        One computation for each unit; None where there is nothing to add: a metric of no rows has nothing to say.
 
     Raises:
         TypeError: it is no metric.
@@ -42,24 +45,26 @@ def add_batch(
         ValueError: a layer was called without an axis of examples.
     """
     losses = checked(metric).losses()
-    if losses.shape[1] == 0:
-        return False
+    examples = losses.shape[1]
+    if examples == 0 and is_whole:
+        return None
     with record_function("kfac::sampled_backward"):
         passes = backward_passes(losses, calls) if calls else []
     if calls and not any(passes):
         raise RuntimeError("the metric depends on no captured output: build it from the forward pass in capture()")
-    with torch.no_grad(), record_function("kfac::factors"):
-        for unit in units:
-            if isinstance(unit, WeightUnit):
-                own = calls_of(unit.modules, passes)
-                unit.update(own, weights, share, examples=losses.shape[1], thinning=thinning)
-            elif isinstance(unit, ChainUnit):
-                unit.update(passes, weights, share, examples=losses.shape[1])
-            elif isinstance(unit, ModuleUnit):
-                unit.update(calls_of(unit.modules, passes), weights, share, examples=losses.shape[1])
-    standalone = [unit for unit in units if isinstance(unit, StandaloneUnit)]
-    if standalone:
-        exact = metric.exact_losses()
-        for exact_unit in standalone:
-            exact_unit.update(exact, weights, share)
-    return True
+    found: list[Sums[None]] = []
+    exact: Tensor | None = None
+    for unit in units:
+        own = calls_of(unit.modules, passes)
+        if isinstance(unit, ChainUnit):
+            found.append(unit.update(passes, weights, share, examples=examples))
+        elif isinstance(unit, WeightUnit) and own:
+            found.append(unit.update(own, weights, share, examples=examples, thinning=thinning))
+        elif isinstance(unit, ModuleUnit) and own:
+            with torch.no_grad():
+                found.append(unit.update(own, weights, share, examples=examples))
+        elif isinstance(unit, StandaloneUnit):
+            exact = metric.exact_losses() if exact is None else exact
+            if (addition := unit.update(exact, weights, share)) is not None:
+                found.append(addition)
+    return found

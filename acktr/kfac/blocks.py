@@ -5,7 +5,8 @@ others. The optimizer arranges parameters, gradients and momenta as such matrice
 """
 
 import dataclasses
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -49,6 +50,23 @@ class Block(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+        ...
+
+
+@runtime_checkable
+class Decomposed(Protocol):
+    """A block whose `refresh` is work that another process may do."""
+
+    def decomposition(self) -> list[Tensor] | None:
+        """What `refresh` made and `precondition` takes; None before the first."""
+        ...
+
+    def decomposition_like(self) -> list[Tensor]:
+        """Tensors of the same shapes that hold anything; the block must have statistics."""
+        ...
+
+    def adopt(self, parts: Sequence[Tensor]) -> None:
+        """Take what `decomposition` gave elsewhere into use."""
         ...
 
 

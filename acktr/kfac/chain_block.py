@@ -1,6 +1,7 @@
 """The block of a whole chain of layers: running factors of the layers and between neighbours, and their inverse."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.blocks import Damping, Missing, RefreshReport
 from acktr.kfac.products import product
+from acktr.kfac.sums import Sum, Sums
 from acktr.kfac.tridiagonal import ChainFactors, TridiagonalInverse, decompose
 
 _AVERAGES = ("inputs", "outputs", "inputs_between", "outputs_between")
@@ -48,7 +50,7 @@ class ChainBlock:
         self.inputs_between = [RunningAverage("covariances") for _ in links]
         self.outputs_between = [RunningAverage("covariances") for _ in links]
 
-    def update(self, inputs: Sequence[Tensor], gradients: Sequence[Tensor], weight: Tensor, share: Share) -> None:
+    def update(self, inputs: Sequence[Tensor], gradients: Sequence[Tensor], weight: Tensor, share: Share) -> Sums[None]:
         """Add a batch; rows are times the root of the example's weight.
 
         Args:
@@ -57,12 +59,13 @@ class ChainBlock:
             weight: 0-d, the sum of the examples' weights.
             share: of the batch.
         """
-        for averages, rows in ((self.inputs, inputs), (self.outputs, gradients)):
-            for average, own in zip(averages, rows, strict=True):
-                average.update(_moment(own, own), weight, share)
-        for averages, rows in ((self.inputs_between, inputs), (self.outputs_between, gradients)):
-            for link, average in enumerate(averages):
-                average.update(_moment(rows[link], rows[link + 1]), weight, share)
+        averages = [*self.inputs, *self.outputs, *self.inputs_between, *self.outputs_between]
+        moments = [Sum(_moment(own, own), symmetric=True) for own in (*inputs, *gradients)]
+        for rows in (inputs, gradients):
+            moments += [Sum(_moment(one, following)) for one, following in itertools.pairwise(rows)]
+        weight, *totals = yield [Sum(weight), *moments]
+        for average, total in zip(averages, totals, strict=True):
+            average.update(total, weight, share)
 
     @property
     def missing(self) -> Missing | None:
@@ -80,6 +83,31 @@ class ChainBlock:
             return RefreshReport(retries=retries, stale=True)
         self._inverse = inverse
         return RefreshReport(retries=retries)
+
+    def decomposition(self) -> list[Tensor] | None:
+        """All matrices of the inverse, field by field."""
+        if self._inverse is None:
+            return None
+        return [part for field in dataclasses.fields(self._inverse) for part in getattr(self._inverse, field.name)]
+
+    def decomposition_like(self) -> list[Tensor]:
+        """Tensors of these shapes."""
+        factors = self.factors()
+        A, G = factors.inputs, factors.outputs
+        scales = [part.new_empty(1, *shape) for part, shape in zip(A, self.shapes[:-1], strict=False)]
+        like = (factors.inputs_between, factors.outputs_between, A[:-1], G[:-1], scales, (A[-1], G[-1]))
+        return [torch.empty_like(part) for parts in like for part in parts]
+
+    def adopt(self, parts: Sequence[Tensor]) -> None:
+        """Take the inverse of another process into use."""
+        rest = iter(parts)
+        links = len(self.shapes) - 1
+        self._inverse = TridiagonalInverse(
+            **{
+                field.name: list(itertools.islice(rest, 2 if field.name == "last" else links))
+                for field in dataclasses.fields(TridiagonalInverse)
+            }
+        )
 
     def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """F̂⁻¹ gradient for (d,), with the damping of the last refresh."""

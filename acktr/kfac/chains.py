@@ -12,6 +12,7 @@ from acktr.kfac.capture import Call
 from acktr.kfac.chain_block import ChainBlock
 from acktr.kfac.moments import Gradients, WeightBatch
 from acktr.kfac.statistics import EVERY_POSITION, total_weight
+from acktr.kfac.sums import Sums
 from acktr.kfac.units import Unit, WeightUnit, statistics_dtype
 
 
@@ -63,7 +64,7 @@ class ChainUnit(Unit):
         if found and found != expected:
             raise ValueError(f"this state holds a chain of layers {found}, the model's are other ones: {self.name}")
 
-    def update(self, passes: Sequence[Gradients], weights: Tensor | None, share: Share, *, examples: int) -> None:
+    def update(self, passes: Sequence[Gradients], weights: Tensor | None, share: Share, *, examples: int) -> Sums[None]:
         """Add a batch.
 
         Args:
@@ -114,7 +115,7 @@ class ChainUnit(Unit):
                 ]
                 rows.append(torch.cat(heads, dim=1))
             gradients.append(torch.cat(rows))
-        self.block.update(inputs, gradients, total_weight(examples, weights, inputs[0]), share)
+        yield from self.block.update(inputs, gradients, total_weight(examples, weights, inputs[0]), share)
 
     def _by_layer(self, gradients: Gradients) -> dict[int, tuple[Call, Tensor]]:
         found: dict[int, tuple[Call, Tensor]] = {}

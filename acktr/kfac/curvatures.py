@@ -15,6 +15,7 @@ from acktr.kfac.moments import WeightBatch
 from acktr.kfac.optimal_factors import Aggregation, OptimalFactors
 from acktr.kfac.small_blocks import DiagonalBlock, FullBlock
 from acktr.kfac.statistics import FactorKind
+from acktr.kfac.sums import Sums
 
 Curvature = Literal["kfac", "ekfac", "kfoc", "ekfoc", "diagonal", "full"]
 Structure = Literal["block-diagonal", "block-tridiagonal"]
@@ -33,7 +34,7 @@ class TooWideError(ValueError):
 class WeightBlock(Block, Protocol):
     """A block of a weight, which takes its statistics from the layer's inputs and gradients."""
 
-    def observe(self, batch: WeightBatch, share: Share) -> None:
+    def observe(self, batch: WeightBatch, share: Share) -> Sums[None]:
         """Add a batch."""
         ...
 

@@ -17,9 +17,10 @@ from acktr.kfac.checks import check_choice
 from acktr.kfac.curvatures import BlockChoice, Curvature
 from acktr.kfac.kronecker import size_of_products
 from acktr.kfac.metrics import Metric, checked
-from acktr.kfac.moments import Moment, WeightBatch
+from acktr.kfac.moments import InputMoment, Moment, WeightBatch
 from acktr.kfac.optimal_factors import nearest_product
 from acktr.kfac.statistics import EVERY_POSITION, FactorKind
+from acktr.kfac.sums import alone
 from acktr.kfac.units import WeightUnit, build_units, recorded_modules
 
 APPROXIMATIONS: tuple[Curvature, ...] = ("kfac", "ekfac", "kfoc", "ekfoc", "diagonal")
@@ -166,7 +167,7 @@ def optimal_product(batch: WeightBatch, start: Tensor) -> tuple[Tensor, Tensor]:
     """
     A, norm = start, 0.0
     for _ in range(_MOST_STEPS):
-        A, G = nearest_product(batch, A, steps=2)
+        A, G, _ = alone(nearest_product(batch, A, steps=2))
         grown = float(size_of_products(G, A)[0])
         if grown - norm <= _SETTLED * grown:
             break
@@ -211,7 +212,7 @@ def _in_basis(exact: WeightBatch, left: Tensor | None, right: Tensor | None) -> 
     return squared_norm, squared_norm, float(scales.sum())
 
 
-def _mean(moment: Moment) -> Tensor:
+def _mean(moment: Moment | InputMoment) -> Tensor:
     return moment.total / moment.weight
 
 

@@ -7,16 +7,20 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from acktr.kfac.averages import Share
-from acktr.kfac.batches import add_batch
+from acktr.kfac.batches import additions
 from acktr.kfac.blocks import Damping, RefreshReport
 from acktr.kfac.capture import Recorder
 from acktr.kfac.chains import chained
 from acktr.kfac.curvatures import BlockChoice
+from acktr.kfac.distributed import Ranks, Together
 from acktr.kfac.metrics import Metric
 from acktr.kfac.pace import Pace, has_its_turn
+from acktr.kfac.placement import InversePlacement, Placement
 from acktr.kfac.solvers import Attempt, Outcome, settled
+from acktr.kfac.sums import alone
 from acktr.kfac.units import Unit, build_units, recorded_modules
 
 _SHAPING = ("curvature", "structure", "damping_mode", "bias")
@@ -45,6 +49,8 @@ class FisherEstimate:
         model: the network; it is not modified.
         choice: of the blocks.
         pace: when statistics and inverses are due.
+        ranks: the processes that hold the parts of each batch; None where it is whole.
+        placement: of the decompositions among them.
 
     Attributes:
         units: a block each, with the parameters that it treats.
@@ -60,12 +66,21 @@ class FisherEstimate:
         ValueError: a layer that the curvature does not fit.
     """
 
-    def __init__(self, model: nn.Module, choice: BlockChoice, pace: Pace) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        choice: BlockChoice,
+        pace: Pace,
+        ranks: Ranks | None = None,
+        placement: InversePlacement = "broadcast",
+    ) -> None:
+        self._together = None if ranks is None else Together(ranks)
         self.choice = choice
         self.pace = pace
         self.units, self.plain = build_units(model, choice)
         if choice.structure == "block-tridiagonal":
             self.units = chained(self.units)
+        self._placement = None if ranks is None else Placement(ranks, self.units, placement)
         self.steps = 0
         self.refresh_count = 0
         self.retry_count = 0
@@ -94,7 +109,7 @@ class FisherEstimate:
         with self._recorder.recording():
             yield
 
-    def update(self, metric: Metric, weights: Tensor | None) -> None:
+    def update(self, metric: Metric, weights: Tensor | None, places: tuple[int, ...] | None = None) -> None:
         """Add what was captured; see `KFAC.update_statistics`."""
         if not self.due:
             return
@@ -109,18 +124,36 @@ class FisherEstimate:
         before = 0
         if self.counted == self.steps:  # a further part of one step's batch: the first has aged what is older
             share, before = Share(keep=1.0, add=share.add), self._taken
-        if add_batch(self.units, metric, weights, calls, share=share, thinning=self.pace.thinning(turn, before)):
-            self.counted = self.steps
-            self._taken = before + (len(calls[0].inputs) if calls else 0)
+        thinning = self.pace.thinning(turn, before, places)
+        found = additions(
+            self.units, metric, weights, calls, share=share, thinning=thinning, is_whole=self._together is None
+        )
+        if found is None:
+            return
+        with torch.no_grad(), record_function("kfac::factors"):
+            if self._together is not None:
+                self._together.begin(found)
+            else:
+                for addition in found:
+                    alone(addition)
+        self.counted = self.steps
+        self._taken = before + (len(calls[0].inputs) if calls else 0)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Wait for what other processes add to the newest batch; the factors hold it only then."""
+        if self._together is not None:
+            self._together.finish()
 
     @torch.no_grad()
     def refresh_due(self, damping_of: DampingOf) -> list[Unit]:
         """Decompose the units whose turn it is, and those that never were; returns them."""
+        self.settle()
         interval = self.pace.refresh_interval(self.steps)
         due = [
             unit
             for index, unit in enumerate(self.units)
-            if unit.block.missing == "inverse"
+            if (unit.block.missing == "inverse" and self._decomposes(unit))
             or has_its_turn(index, len(self.units), steps=self.steps, interval=interval)
         ]
         self.refresh(due, damping_of)
@@ -132,22 +165,32 @@ class FisherEstimate:
 
         Further reads where a rung of the guard ladder fails, and for each eigenbasis, which torch itself looks at.
         """
-        begun = []
-        for unit in units:
-            block, damping = unit.block, damping_of(unit)
-            begun.append((block, damping, block.begin_refresh(damping) if isinstance(block, _InTwoParts) else []))
-        outcomes = iter(settled([attempt for _, _, attempts in begun for attempt in attempts]))
-        for block, damping, attempts in begun:
-            if isinstance(block, _InTwoParts):
-                report = block.finish_refresh([next(outcomes) for _ in attempts])
-            else:
-                report = block.refresh(damping)
-            self.refresh_count += 1
-            self.retry_count += report.retries
-            self.stale_count += report.stale
+        self.settle()
+        if self._placement is None:
+            reports = _refreshed(units, damping_of)
+        else:
+            mine = [unit for unit in units if self._placement.is_mine(unit)]
+            made = dict(zip(map(id, mine), _refreshed(mine, damping_of), strict=True))
+            reports = self._placement.refreshed(units, made)
+        self.refresh_count += len(reports)
+        self.retry_count += sum(report.retries for report in reports)
+        self.stale_count += sum(report.stale for report in reports)
+
+    def directions(self, units: Sequence[Unit], compute: Callable[[Unit], Tensor]) -> list[Tensor]:
+        """Preconditioned gradients of some units, by a function that computes that of one whose inverse is here."""
+        if self._placement is None:
+            return [compute(unit) for unit in units]
+        return self._placement.directions(units, compute)
+
+    def _decomposes(self, unit: Unit) -> bool:
+        """Whether a missing inverse is this process's to make, or to wait for."""
+        return self._placement is None or self._placement.wants(unit)
 
     def state_dict(self) -> dict[str, Any]:
-        """Factors with their masses, inverses in use, phase and counters."""
+        """Factors with their masses, inverses in use, phase and counters; where there are ranks, called by all."""
+        self.settle()
+        if self._placement is not None:
+            self._placement.gather(self.units)
         return {
             "choice": dataclasses.asdict(self.choice),
             "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
@@ -179,3 +222,18 @@ class FisherEstimate:
         self.steps = state["steps"]
         self.asked, self.counted = True, state["counted"]
         self.refresh_count, self.retry_count, self.stale_count = state["counts"]
+
+
+def _refreshed(units: Sequence[Unit], damping_of: DampingOf) -> list[RefreshReport]:
+    """Decompose some units: with one host read for all that comes out at once."""
+    begun = []
+    for unit in units:
+        block, damping = unit.block, damping_of(unit)
+        begun.append((block, damping, block.begin_refresh(damping) if isinstance(block, _InTwoParts) else []))
+    outcomes = iter(settled([attempt for _, _, attempts in begun for attempt in attempts]))
+    return [
+        block.finish_refresh([next(outcomes) for _ in attempts])
+        if isinstance(block, _InTwoParts)
+        else block.refresh(damping)
+        for block, damping, attempts in begun
+    ]

@@ -2,10 +2,12 @@
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.moments import WeightBatch
+from acktr.kfac.sums import Sum, Sums
 
 
 class Factors(Protocol):
@@ -19,7 +21,7 @@ class Factors(Protocol):
     inputs: RunningAverage
     outputs: RunningAverage
 
-    def observe(self, batch: WeightBatch, share: Share) -> None:
+    def observe(self, batch: WeightBatch, share: Share) -> Sums[None]:
         """Add a batch."""
         ...
 
@@ -39,12 +41,22 @@ class MomentFactors:
         self.inputs = RunningAverage()
         self.outputs = RunningAverage()
 
-    def observe(self, batch: WeightBatch, share: Share) -> None:
+    def observe(self, batch: WeightBatch, share: Share) -> Sums[None]:
         """Add a batch to both."""
-        A = batch.of_inputs()
-        self.inputs.update(A.total, A.weight, share.times(A.extent))
-        G = batch.of_outputs()
-        self.outputs.update(G.total, G.weight, share)
+        A, G = batch.of_inputs(), batch.of_outputs()
+        inputs, mass, outputs, weight, *extent = yield [
+            Sum(A.total, symmetric=True),
+            Sum(A.weight),
+            Sum(G.total, symmetric=True),
+            Sum(G.weight),
+            *(Sum(figure) for figure in A.extent or ()),
+        ]
+        of_inputs = share
+        if extent:
+            told, possible = extent
+            of_inputs = share.times(told / possible.clamp(min=torch.finfo(possible.dtype).tiny))
+        self.inputs.update(inputs, mass, of_inputs)
+        self.outputs.update(outputs, weight, share)
 
     def state_dict(self) -> dict[str, Any]:
         """Both factors with their masses."""

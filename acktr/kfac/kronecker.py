@@ -12,6 +12,7 @@ from acktr.kfac.factors import Factors
 from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
 from acktr.kfac.solvers import Attempt, Outcome, damped_inverse, eigenbasis, settled
+from acktr.kfac.sums import Sums
 
 DampingMode = Literal["factored", "exact"]
 
@@ -47,9 +48,9 @@ class KroneckerBlock:
         """G, (b, o, o)."""
         return self.factors.outputs
 
-    def observe(self, batch: WeightBatch, share: Share) -> None:
+    def observe(self, batch: WeightBatch, share: Share) -> Sums[None]:
         """Add a batch to both factors."""
-        self.factors.observe(batch, share)
+        return self.factors.observe(batch, share)
 
     @property
     def missing(self) -> Missing | None:
@@ -91,6 +92,25 @@ class KroneckerBlock:
         self._right, self._left = basis_a[1], basis_g[1]
         self._scales = basis_g[0][:, :, None] * basis_a[0][:, None, :]
         return RefreshReport(retries=retries_a + retries_g)
+
+    def decomposition(self) -> list[Tensor] | None:
+        """Both inverses, or both bases and the eigenvalues' products."""
+        if self._left is None or self._right is None:
+            return None
+        return [self._left, self._right, *([] if self._scales is None else [self._scales])]
+
+    def decomposition_like(self) -> list[Tensor]:
+        """Tensors of these shapes."""
+        A, G = self.inputs.value, self.outputs.value
+        assert A is not None
+        assert G is not None
+        found = [torch.empty_like(G), torch.empty_like(A)]
+        return found if self.mode == "factored" else [*found, G.new_empty(len(G), G.shape[-1], A.shape[-1])]
+
+    def adopt(self, parts: Sequence[Tensor]) -> None:
+        """Take the decomposition of another process into use."""
+        self._left, self._right = parts[:2]
+        self._scales = parts[2] if len(parts) > 2 else None
 
     def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """(F + damping)⁻¹ gradient for (b, o, i); in factored mode the damping is that of the last refresh."""

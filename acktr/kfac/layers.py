@@ -71,7 +71,7 @@ def input_rows(
     """
     positions = output_positions(module, inputs)
     if isinstance(module, nn.Linear):
-        yield slice(0, inputs.shape[0]), inputs.reshape(inputs.shape[0], -1, 1, inputs.shape[-1])
+        yield slice(0, inputs.shape[0]), inputs.reshape(inputs.shape[0], positions, 1, inputs.shape[-1])
         return
     thinning = possible_thinning(module, inputs, thinning)
     size = module.weight[0].numel() * module.groups
@@ -116,7 +116,7 @@ def output_positions(module: Affine, inputs: Tensor) -> int:
     if inputs.dim() < axes:
         raise ValueError(f"{module} was called on a single example of shape {tuple(inputs.shape)}; K-FAC needs a batch")
     if isinstance(module, nn.Linear):
-        return int(inputs[0].numel() // inputs.shape[-1])
+        return inputs.shape[1:-1].numel()
     rows, columns = _output_size(module, inputs)
     return rows * columns
 
@@ -129,7 +129,7 @@ def gradient_rows(module: Affine, gradients: Tensor) -> Tensor:
         gradients: shaped like the output; the first axis is the example.
     """
     if isinstance(module, nn.Linear):
-        return gradients.reshape(gradients.shape[0], -1, 1, gradients.shape[-1])
+        return gradients.reshape(gradients.shape[0], gradients.shape[1:-1].numel(), 1, gradients.shape[-1])
     rows = gradients.flatten(2).transpose(1, 2)  # (N, T, channels)
     return rows.reshape(*rows.shape[:2], module.groups, rows.shape[2] // module.groups)
 
@@ -148,8 +148,8 @@ def norm_gradients(module: Norm, inputs: Tensor, gradients: Tensor) -> tuple[Ten
     if isinstance(module, nn.LayerNorm):
         normalised = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
         width = module.weight.numel()
-        products = (gradients * normalised).reshape(inputs.shape[0], -1, width)
-        return products.sum(1), gradients.reshape(inputs.shape[0], -1, width).sum(1)
+        shape = (inputs.shape[0], inputs.shape[1:].numel() // width, width)
+        return (gradients * normalised).reshape(shape).sum(1), gradients.reshape(shape).sum(1)
     if isinstance(module, nn.GroupNorm):
         normalised = functional.group_norm(inputs, module.num_groups, None, None, module.eps)
     else:

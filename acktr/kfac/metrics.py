@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributions
 
 from acktr.kfac.distributions import MultiCategorical
+from acktr.kfac.draws import Source, exponential, normal, uniform
 
 FisherKind = Literal["sampled", "exact"]
 
@@ -71,7 +72,7 @@ class Fisher:
     distribution: distributions.Distribution
     kind: FisherKind = "sampled"
     draw: Tensor | None = None
-    generator: torch.Generator | None = None
+    generator: Source = None
 
     @property
     def summable(self) -> bool:
@@ -131,7 +132,7 @@ class GaussNewton:
     values: Tensor
     sigma: float | Tensor = 1.0
     kind: FisherKind = "sampled"
-    generator: torch.Generator | None = None
+    generator: Source = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sigma, float | int) and not self.sigma > 0:
@@ -146,9 +147,7 @@ class GaussNewton:
         """(1, N) when sampled, (K, N) when exact."""
         if self.kind == "exact":
             return self.exact_losses()
-        noise = torch.randn(
-            self.values.shape, dtype=self.values.dtype, device=self.values.device, generator=self.generator
-        )
+        noise = normal(self.values, self.generator)
         # the gradient of 1/2 (v - y)²/sigma² at y = v + sigma · noise is -noise/sigma; the sign is free
         return _per_example(self.values * noise / self.sigma).unsqueeze(0)
 
@@ -208,7 +207,7 @@ class Joint:
         return torch.cat([metric.exact_losses() for metric in self.metrics])
 
 
-def sample(distribution: distributions.Distribution, generator: torch.Generator | None) -> Tensor:
+def sample(distribution: distributions.Distribution, generator: Source) -> Tensor:
     """Draw one outcome per example, from a generator of one's own where torch's distributions take none.
 
     Args:
@@ -226,15 +225,13 @@ def sample(distribution: distributions.Distribution, generator: torch.Generator 
     if isinstance(distribution, distributions.Categorical):
         # an exponential race: argmax of p_c / e_c is distributed as p; no host read, no error on non-finite logits
         probs = distribution.logits.exp()
-        return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
+        return (probs / exponential(probs, generator)).argmax(-1)
     if isinstance(distribution, distributions.Bernoulli):
         probs = distribution.probs
-        draws = torch.rand(probs.shape, dtype=probs.dtype, device=probs.device, generator=generator)
-        return (draws < probs).to(probs.dtype)
+        return (uniform(probs, generator) < probs).to(probs.dtype)
     if isinstance(distribution, distributions.Normal):
         mean = distribution.loc
-        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
-        return mean + distribution.scale * noise
+        return mean + distribution.scale * normal(mean, generator)
     return distribution.sample()
 
 
@@ -249,4 +246,4 @@ def _per_example(values: Tensor) -> Tensor:
 
 
 def _columns(values: Tensor) -> Tensor:
-    return values.reshape(values.shape[0], -1).T
+    return values.reshape(values.shape[0], values.shape[1:].numel()).T

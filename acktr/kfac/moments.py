@@ -38,13 +38,21 @@ Gradients = Sequence[tuple[Call, Tensor]]
 
 
 class Moment(NamedTuple):
-    """A sum over a batch, and what it is to be divided by and to weigh in a running average."""
+    """A sum over a batch, and what it is to be divided by."""
 
     total: Tensor
     weight: Tensor
     """0-d: the sum of the examples' weights, times the positions where the mean is over those too."""
-    extent: float = 1.0
-    """How much the batch tells, relative to one whose positions are all taken."""
+
+
+class InputMoment(NamedTuple):
+    """The same of a layer's inputs."""
+
+    total: Tensor
+    weight: Tensor
+    extent: tuple[Tensor, Tensor] | None = None
+    """Of thinned ones, 0-d: the weight, each position counting for as many as it was taken out of, and the same of a
+    batch of which no position is left out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ class WeightBatch:
 
     # --- of inputs and of gradients, each by itself ------------------------------------------------------------
 
-    def of_inputs(self) -> Moment:
+    def of_inputs(self) -> InputMoment:
         """Σ a aᵀ, (b, i, i); several calls of the modules count as further positions.
 
         Grids of positions weigh in the average by what they hold: those of one map differ in size, and were they all to
@@ -112,10 +120,10 @@ class WeightBatch:
         if self.kind == "reduce":
             mean = self._mean_inputs(calls)
             total = second_moment(mean.unsqueeze(1), weights, homogeneous=homogeneous)
-            return Moment(total, total_weight(examples, weights, total))
+            return InputMoment(total, total_weight(examples, weights, total))
         moments: list[Tensor] = []
         masses: list[Tensor] = []
-        taken = 0
+        told: list[Tensor] = []
         for call in calls:
             every = possible_thinning(_affine(call), call.inputs, thinning).every
             for part, rows in self._input_rows(call, thinning):
@@ -123,10 +131,13 @@ class WeightBatch:
                 copied = isinstance(part, Tensor)
                 moments.append(second_moment(rows, own, homogeneous=homogeneous, in_place=copied))
                 masses.append(total_weight(len(rows), own, rows) * rows.shape[1])
-                taken += len(rows) * rows.shape[1] * every**2
+                told.append(masses[-1] * every**2)
         total = torch.stack(moments).sum(0) if len(moments) > 1 else moments[0]
-        extent = taken / max(1, examples * _positions(calls)) if thinning.every > 1 else 1.0
-        return Moment(total, torch.stack(masses).sum(), extent)
+        weight = torch.stack(masses).sum()
+        if thinning.every == 1:
+            return InputMoment(total, weight)
+        possible = total_weight(examples, weights, total) * _positions(calls)
+        return InputMoment(total, weight, (torch.stack(told).sum(), possible))
 
     def of_outputs(self) -> Moment:
         """Σ g gᵀ, (b, o, o), summed over backward passes and over positions."""

@@ -79,6 +79,8 @@ class NoisyKFAC(KFAC):
             raise ValueError("the damping follows from examples, kl_weight and prior_variance: use extrinsic_damping")
         if options.get("structure", "block-diagonal") != "block-diagonal":
             raise ValueError("a posterior needs the structure 'block-diagonal': no draw across layers is known")
+        if options.get("inverse_placement", "broadcast") != "broadcast":
+            raise ValueError("a posterior needs inverse_placement 'broadcast': all ranks draw from all of it")
         super().__init__(model, damping=self.objective.damping + extrinsic_damping, **options)
         self.generator = generator
         self.posterior: dict[str, Covariance] = {}

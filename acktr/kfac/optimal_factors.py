@@ -16,6 +16,7 @@ from torch import Tensor
 from acktr.kfac.averages import RunningAverage, Share
 from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
+from acktr.kfac.sums import Sum, Sums
 
 Aggregation = Literal["running", "approx"]
 
@@ -44,8 +45,7 @@ class OptimalFactors:
         self.steps = steps
         self.aggregation = aggregation
 
-    @torch.no_grad()
-    def observe(self, batch: WeightBatch, share: Share) -> None:
+    def observe(self, batch: WeightBatch, share: Share) -> Sums[None]:
         """Add a batch; one that is empty or not finite changes nothing."""
         groups, _, columns = batch.map.matrix_shape
         weight = batch.total_weight()
@@ -53,7 +53,7 @@ class OptimalFactors:
         steps = self.steps if start is not None else max(self.steps, COLD_STEPS)
         if start is None:
             start = torch.eye(columns).to(weight).expand(groups, columns, columns)
-        A, G = nearest_product(batch, start, steps=steps)
+        A, G, weight = yield from nearest_product(batch, start, steps=steps)
         if self.aggregation == "approx" or self.inputs.value is None:
             # the first average is the batch itself either way
             self.inputs.update(A * weight, weight, share)
@@ -86,7 +86,7 @@ class OptimalFactors:
         self.outputs.load_state_dict(state["outputs"], like)
 
 
-def nearest_product(batch: WeightBatch, start: Tensor, *, steps: int) -> tuple[Tensor, Tensor]:
+def nearest_product(batch: WeightBatch, start: Tensor, *, steps: int) -> Sums[tuple[Tensor, Tensor, Tensor]]:
     """Power steps towards the factors whose product is nearest to a batch's block.
 
     Args:
@@ -96,17 +96,24 @@ def nearest_product(batch: WeightBatch, start: Tensor, *, steps: int) -> tuple[T
         steps: at least 1; each is a half step for the outputs' factor and one for the inputs'.
 
     Returns:
-        A (b, i, i) and G (b, o, o), positive semi-definite, of equal mean diagonals. A is the best one for G; the
-        error never exceeds that of the best G for the factor started from. Both 0 where the batch has no gradient.
+        A (b, i, i) and G (b, o, o), positive semi-definite, of equal mean diagonals, and the batch's weight, 0-d. A is
+        the best one for G; the error never exceeds that of the best G for the factor started from. Both 0 where the
+        batch has no gradient.
     """
     terms = _terms(batch, half_steps=2 * steps)
     weight = batch.total_weight()
     A, G = _open(start), start  # the loop replaces both
-    for _ in range(steps):
-        G = _symmetric(terms.outputs_given(_divided(A, _norm(A)))) / weight
+    for step in range(steps):
+        sums = [Sum(_symmetric(terms.outputs_given(_divided(A, _norm(A)))), symmetric=True)]
+        if step == 0:
+            G, weight = yield [*sums, Sum(weight)]
+        else:
+            (G,) = yield sums
+        G = G / weight
         G = _divided(G, _norm(G))
-        A = _symmetric(terms.inputs_given(G)) / weight
-    return in_gauge(A, G)
+        (A,) = yield [Sum(_symmetric(terms.inputs_given(G)), symmetric=True)]
+        A = A / weight
+    return *in_gauge(A, G), weight
 
 
 def nearest_to_two(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

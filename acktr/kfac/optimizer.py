@@ -19,12 +19,14 @@ from acktr.kfac.base import PlainOptimizer
 from acktr.kfac.blocks import Damping
 from acktr.kfac.checks import check_choice, check_precision, check_range
 from acktr.kfac.curvatures import BiasMode, BlockChoice, Curvature, Structure
+from acktr.kfac.distributed import Ranks
 from acktr.kfac.estimate import FisherEstimate
 from acktr.kfac.kronecker import DampingMode
 from acktr.kfac.metrics import Metric
 from acktr.kfac.momentum import Momentum
 from acktr.kfac.optimal_factors import Aggregation
 from acktr.kfac.pace import Pace
+from acktr.kfac.placement import InversePlacement
 from acktr.kfac.rows import GradientRows
 from acktr.kfac.rules import Proposal, baselines_step, natural_step, slope
 from acktr.kfac.statistics import FactorKind
@@ -81,6 +83,10 @@ class KFAC(PlainOptimizer):
             together; "approx": each factor averaged by itself.
         compat: "baselines" reproduces the published code's rescaling by the damped u·g without the factor 2, with
             momentum after it, so that published settings carry over. Needs damping_mode "exact".
+        ranks: the processes that each hold a part of every batch. The curvature is then that of the whole batch on all
+            of them; gradients have to be averaged over them before `step`, as DistributedDataParallel does.
+        inverse_placement: "broadcast": a rank decomposes its share of the blocks and gives the inverses to all;
+            "owner": it keeps them, and gives the preconditioned gradients to all at every step.
 
     Raises:
         TypeError: `model` is no module.
@@ -109,6 +115,8 @@ class KFAC(PlainOptimizer):
         kfoc_steps: int = 1,
         kfoc_aggregation: Aggregation = "running",
         compat: Compat = "none",
+        ranks: Ranks | None = None,
+        inverse_placement: InversePlacement = "broadcast",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"KFAC takes the model itself, an nn.Module, got {type(model).__name__}")
@@ -118,6 +126,7 @@ class KFAC(PlainOptimizer):
         if max_kl is not None and not max_kl > 0:
             raise ValueError(f"max_kl takes a number above 0, or None, got {max_kl}")
         check_choice("compat", compat, Compat)
+        check_choice("inverse_placement", inverse_placement, InversePlacement)
         pace = Pace(
             stat_decay=stat_decay,
             stat_window=stat_window,
@@ -142,7 +151,8 @@ class KFAC(PlainOptimizer):
         self._own = {id(parameter) for parameter in trainable}
         super().__init__(trainable, defaults)
         self.compat = compat
-        self.estimate = FisherEstimate(model, choice, pace)
+        self.ranks = ranks
+        self.estimate = FisherEstimate(model, choice, pace, ranks, inverse_placement)
         if self.estimate.plain:
             names = ", ".join(self.estimate.plain)
             warnings.warn(f"K-FAC cannot factor {names}; these parameters get their plain gradient", stacklevel=2)
@@ -154,7 +164,7 @@ class KFAC(PlainOptimizer):
         self.scale: Tensor = zero.clone()
         self._last = AppliedStep(zero)
         self._momentum = Momentum(self.state, len(self.units), zero)
-        self.rows = GradientRows(self.units)
+        self.rows = GradientRows(self.units if ranks is None else [])  # sums over ranks are of whole gradients
 
     @property
     def units(self) -> list[Unit]:
@@ -204,7 +214,9 @@ class KFAC(PlainOptimizer):
         """
         return self.estimate.capture()
 
-    def update_statistics(self, metric: Metric, weights: Tensor | None = None) -> None:
+    def update_statistics(
+        self, metric: Metric, weights: Tensor | None = None, places: tuple[int, ...] | None = None
+    ) -> None:
         """Add the captured batch to the running factors; does nothing in a step whose statistics are not due.
 
         Back-propagates the metric's losses to the layers' outputs only, and keeps the graph for the training loss.
@@ -213,6 +225,8 @@ class KFAC(PlainOptimizer):
         Args:
             metric: what to estimate, built from the outputs of the captured forward passes.
             weights: (N,) non-negative weights of the examples; a row of weight 0 has no influence whatever it holds.
+            places: of the examples in the whole batch, where other ranks hold the rest of it, so that each keeps the
+                grid of positions that `position_stride` gives it there. None counts this rank's examples.
 
         Raises:
             TypeError: it is no metric.
@@ -220,7 +234,7 @@ class KFAC(PlainOptimizer):
             ValueError: a layer was called without an axis of examples.
         """
         with torch.autocast(self._device.type, enabled=False):
-            self.estimate.update(metric, weights)
+            self.estimate.update(metric, weights, places)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, those that were left as rows included."""
@@ -286,6 +300,7 @@ class KFAC(PlainOptimizer):
 
         All zero where a gradient is not finite.
         """
+        self.estimate.settle()
         with torch.autocast(self._device.type, enabled=False):
             proposals, _ = self._propose()
         return {
@@ -306,13 +321,14 @@ class KFAC(PlainOptimizer):
             return [], torch.zeros_like(self.scale, dtype=torch.bool)
         self._name_uninformed([unit for _, unit in active])
         group_of = self._groups()
-        directions: list[Tensor] = []
-        for _, unit in active:
+
+        def direction(unit: Unit) -> Tensor:
             if self.rows.has(unit):
-                directions.append(self.rows.preconditioned(unit))
-                continue
+                return self.rows.preconditioned(unit)
             gradient = unit.matrix([_grad(parameter) for parameter in unit.parameters])
-            directions.append(unit.block.precondition(gradient, group_of[id(unit.parameters[0])]["damping"]))
+            return unit.block.precondition(gradient, group_of[id(unit.parameters[0])]["damping"])
+
+        directions = self.estimate.directions([unit for _, unit in active], direction)
         # a non-finite gradient makes its direction so too; lengths, summed as squares, leave room for products with F
         lengths = torch.stack([torch.linalg.vector_norm(direction).to(self.scale) for direction in directions])
         usable = torch.isfinite(lengths.sum())

@@ -42,14 +42,14 @@ class Pace:
             decay = min(decay, max(0.0, 1 - 1 / (self.stat_window * updates)))
         return Share.of(decay)
 
-    def thinning(self, turn: int, before: int = 0) -> Thinning:
-        """The positions of one turn, behind so many examples of its batch.
+    def thinning(self, turn: int, before: int = 0, places: tuple[int, ...] | None = None) -> Thinning:
+        """The positions of one turn, behind so many examples of its batch; `places` as in `Thinning`.
 
         Once around, the grids shift by one more: batches that repeat at an interval, such as the parts that samples
         rotate through, would else meet the same few grids for ever.
         """
         every = self.position_stride
-        return Thinning(every=every, turn=turn + turn // every**2 + before)
+        return Thinning(every=every, turn=turn + turn // every**2 + before, places=places)
 
     def refresh_interval(self, steps: int) -> int:
         """Steps between two refreshes of one inverse, after that many steps in all."""

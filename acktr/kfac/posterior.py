@@ -1,8 +1,10 @@
 """The Gaussian that a curvature block stands for: covariance c (F + γ)⁻¹, by its eigenvectors and eigenvalues.
 
 With weight λ of the KL, N examples and prior variance η, c = λ / N and γ = c / η (Zhang et al. 2018, arXiv:1712.02390,
-section 3). Every structure of F leads to the same form: a draw is `Q_left (s ∘ E) Q_rightᵀ` with E of independent
-standard normals and s² the eigenvalues, so it costs two products, and log-determinant and trace are sums.
+section 3). Every structure of F leads to the same form: a draw is `Q_left (s ∘ (Q_leftᵀ E Q_right)) Q_rightᵀ` with E of
+independent standard normals and s² the eigenvalues, so it costs four products, and log-determinant and trace are sums.
+That is the symmetric root of the covariance times E, the same whatever signs and bases the eigenvectors came out with;
+without the inner turn the same E would be another draw after any change of the last digit.
 """
 
 import dataclasses
@@ -75,12 +77,13 @@ class Covariance:
 
     def colour(self, noise: Tensor) -> Tensor:
         """Turn independent standard normals in the shape of the matrix into a draw of mean 0, in the same shape."""
-        scaled = self.deviations * noise
         if self.left is None:
-            return scaled
+            return self.deviations * noise
         if self.right is None:
-            return (self.left @ scaled.flatten()).view_as(scaled)
-        return product(product(self.left, scaled), self.right.mT)
+            turned = self.left.mT @ noise.flatten()
+            return (self.left @ (self.deviations.flatten() * turned)).view_as(noise)
+        turned = product(product(self.left.mT, noise), self.right)
+        return product(product(self.left, self.deviations * turned), self.right.mT)
 
     def kl_to_isotropic(self, mean: Tensor, variance: float) -> Tensor:
         """KL of N(mean, this covariance) from N(0, variance · I) in nats, 0-d.

@@ -11,6 +11,7 @@ from acktr.kfac.blocks import Damping, Missing, RefreshReport, copy_to, divided
 from acktr.kfac.moments import WeightBatch
 from acktr.kfac.products import product
 from acktr.kfac.solvers import Attempt, Outcome, damped_cholesky, settled
+from acktr.kfac.sums import Sum, Sums
 
 
 class FullBlock:
@@ -21,7 +22,7 @@ class FullBlock:
         self._like = like
         self._factor: Tensor | None = None  # Cholesky, upper, (d, d)
 
-    def observe(self, batch: WeightBatch, share: Share) -> None:
+    def observe(self, batch: WeightBatch, share: Share) -> Sums[None]:
         """Add a batch of a weight."""
         total: Tensor | None = None
         for gradients in batch.exact.gradients():
@@ -29,9 +30,10 @@ class FullBlock:
             part = product(rows.mT, rows)
             total = part if total is None else total.add_(part)
         assert total is not None
-        self.moment.update(total, batch.total_weight(), share)
+        total, weight = yield [Sum(total, symmetric=True), Sum(batch.total_weight())]
+        self.moment.update(total, weight, share)
 
-    def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:
+    def update(self, gradients: Tensor, weight: Tensor, share: Share) -> Sums[None]:
         """Add a batch.
 
         Args:
@@ -39,7 +41,8 @@ class FullBlock:
             weight: 0-d, the sum of the examples' weights.
             share: of the batch.
         """
-        self.moment.update((gradients.T @ gradients).unsqueeze(0), weight, share)
+        total, weight = yield [Sum((gradients.T @ gradients).unsqueeze(0), symmetric=True), Sum(weight)]
+        self.moment.update(total, weight, share)
 
     @property
     def missing(self) -> Missing | None:
@@ -67,6 +70,19 @@ class FullBlock:
             return RefreshReport(retries=retries, stale=True)
         self._factor = factor[0]
         return RefreshReport(retries=retries)
+
+    def decomposition(self) -> list[Tensor] | None:
+        """The factor in use."""
+        return None if self._factor is None else [self._factor]
+
+    def decomposition_like(self) -> list[Tensor]:
+        """A tensor of its shape."""
+        assert self.moment.value is not None
+        return [torch.empty_like(self.moment.value[0])]
+
+    def adopt(self, parts: Sequence[Tensor]) -> None:
+        """Take the factor of another process into use."""
+        (self._factor,) = parts
 
     def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """(F + damping)⁻¹ gradient of d entries in any shape, with the damping of the last refresh."""
@@ -103,14 +119,16 @@ class DiagonalBlock:
         self.moment = RunningAverage("diagonals")  # in the shape of the parameters' matrix
         self._like = like
 
-    def observe(self, batch: WeightBatch, share: Share) -> None:
+    def observe(self, batch: WeightBatch, share: Share) -> Sums[None]:
         """Add a batch of a weight."""
         moment = batch.exact.squares()
-        self.moment.update(moment.total, moment.weight, share)
+        total, weight = yield [Sum(moment.total), Sum(moment.weight)]
+        self.moment.update(total, weight, share)
 
-    def update(self, gradients: Tensor, weight: Tensor, share: Share) -> None:
+    def update(self, gradients: Tensor, weight: Tensor, share: Share) -> Sums[None]:
         """Add a batch of (rows, d) per-example gradients, as `FullBlock.update`."""
-        self.moment.update(gradients.square().sum(0), weight, share)
+        total, weight = yield [Sum(gradients.square().sum(0)), Sum(weight)]
+        self.moment.update(total, weight, share)
 
     @property
     def missing(self) -> Missing | None:

@@ -54,19 +54,30 @@ class Thinning:
     Attributes:
         every: step of the grids in both directions; 1 takes all positions.
         turn: shifts all of them.
+        places: of the examples in a larger batch that this one is a part of, by which they take their grids; None for
+            those of the batch itself.
     """
 
     every: int = 1
     turn: int = 0
+    places: tuple[int, ...] | None = None
 
-    def grids(self, examples: int, before: int = 0) -> Iterator[tuple[slice, Grid]]:
-        """Slices that together hold every example once, with their grid.
+    def grids(self, examples: int, before: int = 0) -> Iterator[tuple[slice | list[int], Grid]]:
+        """Slices, or lists, that together hold every example once, with their grid.
 
         Args:
             examples: of this part of a batch.
             before: examples of the batch in front of them.
         """
         number = self.every**2
+        if self.places is not None:
+            by_shift: dict[int, list[int]] = {}
+            for position, place in enumerate(self.places[before : before + examples]):
+                by_shift.setdefault((place + self.turn) % number, []).append(position)
+            for shift, positions in sorted(by_shift.items()) or [(0, [])]:
+                row, column = divmod(shift, self.every)
+                yield positions, Grid(every=self.every, row=row, column=column)
+            return
         for first in range(min(number, max(1, examples))):  # of no example one slice, which holds none
             row, column = divmod((first + before + self.turn) % number, self.every)
             yield slice(first, examples, number), Grid(every=self.every, row=row, column=column)

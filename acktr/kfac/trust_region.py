@@ -56,7 +56,12 @@ def mean_kl(
     Returns:
         0-d; float64 for Categorical, MultiCategorical, Bernoulli and Normal, else the distributions' own dtype.
     """
-    return weighted_mean(divergence(_double(before), _double(after)), weights)
+    return weighted_mean(kls(before, after), weights)
+
+
+def kls(before: distributions.Distribution, after: distributions.Distribution) -> Tensor:
+    """KL(before || after) of each example, in nats, (N,); see `mean_kl`."""
+    return divergence(_double(before), _double(after))
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -35,6 +35,7 @@ from acktr.kfac.statistics import (
     total_weight,
     weighted_rows,
 )
+from acktr.kfac.sums import Sums
 
 EXACT_SIZE = 64
 """A standalone parameter of at most this many entries gets its exact block: a double backward per entry."""
@@ -119,28 +120,27 @@ class WeightUnit(Unit):
         *,
         examples: int,
         thinning: Thinning = EVERY_POSITION,
-    ) -> None:
+    ) -> Sums[None]:
         """Add a batch.
 
         Args:
-            passes: the modules' calls with their gradients; without any nothing is added.
+            passes: the modules' calls with their gradients, at least one.
             weights: (N,) or None.
             share: of the batch.
             examples: N of the metric's losses.
             thinning: of the positions of inputs.
         """
-        if passes:
-            batch = WeightBatch(
-                name=self.name,
-                map=self.map,
-                kind=self.kind,
-                passes=passes,
-                weights=weights,
-                examples=examples,
-                thinning=thinning,
-                dtype=statistics_dtype(self.parameters[0]),
-            )
-            self.block.observe(batch, share)
+        batch = WeightBatch(
+            name=self.name,
+            map=self.map,
+            kind=self.kind,
+            passes=passes,
+            weights=weights,
+            examples=examples,
+            thinning=thinning,
+            dtype=statistics_dtype(self.parameters[0]),
+        )
+        return self.block.observe(batch, share)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,11 +150,11 @@ class ModuleUnit(Unit):
     block: FullBlock | DiagonalBlock
     role: Literal["weight", "bias"]
 
-    def update(self, passes: Sequence[Gradients], weights: Tensor | None, share: Share, *, examples: int) -> None:
+    def update(self, passes: Sequence[Gradients], weights: Tensor | None, share: Share, *, examples: int) -> Sums[None]:
         """Add a batch of per-example gradients, summed over positions and calls, one row per backward pass.
 
         Args:
-            passes: the modules' calls with their gradients.
+            passes: the modules' calls with their gradients, at least one.
             weights: (N,) or None.
             share: of the batch.
             examples: N of the metric's losses.
@@ -166,9 +166,8 @@ class ModuleUnit(Unit):
             if all(len(part) == examples for part in parts):
                 parts = [torch.stack(parts).sum(0)]  # else the calls are of different examples
             rows.extend(weighted_rows(part, weights_of_rows(weights, part, self.name)) for part in parts)
-        if rows:
-            stacked = torch.cat(rows)
-            self.block.update(stacked, total_weight(examples, weights, stacked), share)
+        stacked = torch.cat(rows)
+        return self.block.update(stacked, total_weight(examples, weights, stacked), share)
 
     def _gradient(self, call: Call, gradient: Tensor) -> Tensor:
         if isinstance(call.module, NORM_TYPES):
@@ -184,19 +183,22 @@ class StandaloneUnit(Unit):
 
     block: FullBlock
 
-    def update(self, losses: Tensor, weights: Tensor | None, share: Share) -> None:
+    def update(self, losses: Tensor, weights: Tensor | None, share: Share) -> Sums[None] | None:
         """Add a batch.
 
         Args:
             losses: (C, N) exact per-example losses of the metric, with their graph.
             weights: (N,) or None.
             share: of the batch.
+
+        Returns:
+            None where the losses do not depend on the parameter.
         """
         gradients = per_example_gradients(losses, self.parameters[0])
         if gradients is None:
-            return
+            return None
         rows = torch.cat([weighted_rows(gradient, weights) for gradient in gradients])
-        self.block.update(rows, total_weight(losses.shape[1], weights, rows), share)
+        return self.block.update(rows, total_weight(losses.shape[1], weights, rows), share)
 
 
 def build_units(model: nn.Module, choice: BlockChoice) -> tuple[list[Unit], list[str]]:

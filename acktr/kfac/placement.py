@@ -1,0 +1,173 @@
+"""Which process decomposes which block, and how the others come by what it made (Pauloski et al. 2021, KAISA)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from acktr.kfac.blocks import Decomposed, RefreshReport
+from acktr.kfac.chains import ChainUnit
+from acktr.kfac.distributed import Ranks, owners
+from acktr.kfac.kronecker import KroneckerBlock
+from acktr.kfac.small_blocks import FullBlock
+from acktr.kfac.units import Unit, WeightUnit
+
+InversePlacement = Literal["broadcast", "owner"]
+
+_OWNABLE = (KroneckerBlock, FullBlock)
+"""Blocks whose decomposition nothing but `precondition` needs, so that it may stay where it was made."""
+
+
+class Placement:
+    """Decompositions shared out over ranks by their cost, longest first.
+
+    Args:
+        ranks: the processes.
+        units: of the model, the same on all of them.
+        kind: "broadcast" gives each decomposition to all ranks once it is made, and every rank preconditions
+            everything; "owner" leaves it where it is, and its owner gives the preconditioned gradients to all at every
+            step. The former sends less where inverses are kept for several steps, the latter takes less memory.
+
+    Raises:
+        ValueError: a curvature whose decompositions all ranks need.
+    """
+
+    def __init__(self, ranks: Ranks, units: Sequence[Unit], kind: InversePlacement = "broadcast") -> None:
+        self._ranks = ranks
+        self._kind = kind
+        costs = [refresh_cost(unit) for unit in units]
+        self._owner = {id(unit): owner for unit, owner in zip(units, owners(costs, ranks.size), strict=True)}
+        for unit in units:
+            if kind == "owner" and isinstance(unit.block, Decomposed) and not isinstance(unit.block, _OWNABLE):
+                raise ValueError(
+                    "inverse_placement 'owner' needs curvature kfac or kfoc and structure block-diagonal: all ranks "
+                    f"need the decomposition of {unit.name}"
+                )
+
+    def is_mine(self, unit: Unit) -> bool:
+        """Whether this process decomposes the unit's block; of a block that takes no work every process does."""
+        return not isinstance(unit.block, Decomposed) or self._owner[id(unit)] == self._ranks.rank
+
+    def wants(self, unit: Unit) -> bool:
+        """Whether this process is to have the unit's decomposition."""
+        return self._kind == "broadcast" or self.is_mine(unit)
+
+    def refreshed(self, units: Sequence[Unit], made: Mapping[int, RefreshReport]) -> list[RefreshReport]:
+        """What came of refreshing these units, and where decompositions are broadcast, their effect.
+
+        Args:
+            units: those that were due.
+            made: reports of those of this rank, by the unit's identity.
+        """
+        return self.spread(units, made) if self._kind == "broadcast" else list(made.values())
+
+    def gather(self, units: Sequence[Unit]) -> None:
+        """Make every rank have all decompositions in use, as a checkpoint wants them."""
+        if self._kind == "owner":
+            self.spread(units, {id(unit): _in_use(unit) for unit in units if self.is_mine(unit)})
+
+    def directions(self, units: Sequence[Unit], compute: Callable[[Unit], Tensor]) -> list[Tensor]:
+        """Preconditioned gradients of some units, each made by a rank that has its inverse.
+
+        Args:
+            units: the same on all ranks.
+            compute: preconditions the gradient of one, or where there is no inverse returns it as it is.
+        """
+        if self._kind == "broadcast":
+            return [compute(unit) for unit in units]
+        found: dict[int, Tensor] = {}
+        messages: list[tuple[list[Unit], Tensor, dist.Work]] = []
+        for rank in range(self._ranks.size):
+            own = [unit for unit in units if self._travels(unit) and self._owner[id(unit)] == rank]
+            if own:
+                parts = [compute(unit) if rank == self._ranks.rank else _room(unit) for unit in own]
+                flat = torch.cat([part.flatten() for part in parts])
+                messages.append((own, flat, self._ranks.broadcast(flat, source=rank, kind="directions")))
+        for unit in units:
+            if not self._travels(unit):
+                found[id(unit)] = compute(unit)
+        for own, flat, work in messages:
+            self._ranks.wait(work)
+            sizes = [_room(unit).numel() for unit in own]
+            for unit, part in zip(own, torch.split(flat, sizes), strict=True):
+                found[id(unit)] = part.view(_room(unit).shape)
+        return [found[id(unit)] for unit in units]
+
+    def spread(self, units: Sequence[Unit], made: Mapping[int, RefreshReport]) -> list[RefreshReport]:
+        """Give every rank what was made of these units by their owners.
+
+        Args:
+            units: those that were due, the same on all ranks.
+            made: reports of those of this rank, by the unit's identity.
+
+        Returns:
+            The reports of all.
+        """
+        found = dict(made)
+        messages: list[tuple[list[Unit], Tensor, dist.Work]] = []
+        for rank in range(self._ranks.size):
+            own = [unit for unit in units if self._travels(unit) and self._owner[id(unit)] == rank]
+            if own:
+                flat = torch.cat([_message(unit, made.get(id(unit))) for unit in own])
+                messages.append((own, flat, self._ranks.broadcast(flat, source=rank, kind="inverses")))
+        for own, flat, work in messages:
+            self._ranks.wait(work)
+            for unit, (report, parts) in zip(own, _read(own, flat), strict=True):
+                found[id(unit)] = report
+                if not report.stale and not self.is_mine(unit):
+                    unit.block.adopt(parts)  # type: ignore[attr-defined]
+        return [found.get(id(unit), RefreshReport()) for unit in units]
+
+    @staticmethod
+    def _travels(unit: Unit) -> bool:
+        return isinstance(unit.block, Decomposed) and unit.block.missing != "statistics"
+
+
+def _in_use(unit: Unit) -> RefreshReport:
+    assert isinstance(unit.block, Decomposed)
+    return RefreshReport(stale=unit.block.decomposition() is None)
+
+
+def _room(unit: Unit) -> Tensor:
+    """A tensor of the shape of the unit's matrix, without values."""
+    return unit.matrix([torch.empty_like(parameter) for parameter in unit.parameters])
+
+
+def _message(unit: Unit, report: RefreshReport | None) -> Tensor:
+    """What a unit's owner tells of it, flat; of any other rank room for it."""
+    block = unit.block
+    assert isinstance(block, Decomposed)
+    parts = block.decomposition_like() if report is None else block.decomposition() or block.decomposition_like()
+    told = [0.0, 0.0] if report is None else [report.retries, report.stale]
+    return torch.cat([parts[0].new_tensor(told), *(part.flatten() for part in parts)])
+
+
+def _read(units: Sequence[Unit], flat: Tensor) -> Iterator[tuple[RefreshReport, list[Tensor]]]:
+    start = 0
+    for unit in units:
+        assert isinstance(unit.block, Decomposed)
+        retries, stale = flat[start : start + 2].tolist()
+        start += 2
+        parts: list[Tensor] = []
+        for like in unit.block.decomposition_like():
+            parts.append(flat[start : start + like.numel()].view(like.shape).clone())
+            start += like.numel()
+        yield RefreshReport(retries=int(retries), stale=bool(stale)), parts
+
+
+def refresh_cost(unit: Unit) -> float:
+    """Of a refresh: the cubes of the widths of what is decomposed."""
+    if not isinstance(unit.block, Decomposed):
+        return 0.0
+    if isinstance(unit, ChainUnit):
+        return sum(_cubes(layer) for layer in unit.layers)
+    if isinstance(unit, WeightUnit) and not isinstance(unit.block, FullBlock):
+        return _cubes(unit)
+    return float(sum(parameter.numel() for parameter in unit.parameters)) ** 3
+
+
+def _cubes(unit: WeightUnit) -> float:
+    groups, rows, columns = unit.map.matrix_shape
+    return groups * (float(rows) ** 3 + float(columns) ** 3)

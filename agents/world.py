@@ -1,0 +1,193 @@
+"""The processes of one job as `torchrun` starts them: how they meet, agree, and notice that one of them is gone."""
+
+import contextlib
+import datetime
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from acktr.agents.part import Part
+from acktr.errors import RunError, UserError
+from acktr.kfac.distributed import LostRankError, Ranks
+
+T = TypeVar("T")
+
+MARKING_SECONDS = 5.0
+"""How long a process that has lost another waits for the others to say that they are there."""
+
+
+class World:
+    """One process among those of its job; the only one unless told otherwise.
+
+    Args:
+        ranks: for sums on the policy's device; None for the only process.
+        hosts: for sums in the host's memory, by whoever makes the rollouts.
+        talk: group for everything else that the hosts tell each other.
+        store: what all processes can reach even when one of them is gone.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks | None = None,
+        hosts: Ranks | None = None,
+        talk: dist.ProcessGroup | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self._ranks = ranks
+        self._hosts = hosts
+        self._talk = talk
+        self._store = store
+        self.rank = 0 if ranks is None else ranks.rank
+        self.size = 1 if ranks is None else ranks.size
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is the only process."""
+        return self._ranks is None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the run folder and speaks for the job."""
+        return self.rank == 0
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes, for sums on the policy's device; None of the only one."""
+        return self._ranks
+
+    def part(self, num_envs: int) -> Part:
+        """This process's part of every batch.
+
+        Raises:
+            UserError: fewer environments than processes.
+        """
+        if self._ranks is None or self._hosts is None:
+            return Part.whole(num_envs)
+        if num_envs < self.size:
+            raise UserError(f"{num_envs} environments are too few for {self.size} processes; raise --num-envs")
+        return Part.share(num_envs, self._ranks, self._hosts)
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """The device for this process where `chosen` suits the job: with several GPUs in a machine, each its own.
+
+        Raises:
+            UserError: more processes than GPUs in this machine.
+        """
+        if self.is_alone or chosen.type != "cuda":
+            return chosen
+        own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= count:
+            raise UserError(
+                f"process {own} of this machine has no GPU of its own, torch sees {count}; start at most that many "
+                "processes per machine, or use --device cpu"
+            )
+        torch.cuda.set_device(own)
+        return torch.device("cuda", own)
+
+    def gather(self, thing: T) -> list[T]:
+        """What every process gives, by rank, on all of them."""
+        if self.is_alone:
+            return [thing]
+        found: list[Any] = [None] * self.size
+        with LostRankError.watched():
+            dist.all_gather_object(found, thing, group=self._talk)
+        return found
+
+    def led(self, function: Callable[[], T]) -> T:
+        """What the leading process's call of a function returns; no other calls it.
+
+        Raises:
+            UserError: it did there. The other processes end in silence.
+        """
+        if self.is_alone:
+            return function()
+        told: list[Any] = [None, None]
+        failure: Exception | None = None
+        if self.leads:
+            try:
+                told = [function(), None]
+            except (UserError, RunError) as error:
+                failure, told = error, [None, 2 if isinstance(error, UserError) else 1]
+        with LostRankError.watched():
+            dist.broadcast_object_list(told, src=0, group=self._talk)
+        if failure is not None:
+            raise failure
+        result, code = told
+        if code is not None:
+            raise SystemExit(code)
+        return result  # type: ignore[no-any-return]
+
+    def agree(self, settings: Mapping[str, Any], *, apart_from: tuple[str, ...] = ()) -> None:
+        """Make sure that all processes have the same settings.
+
+        Args:
+            settings: by name.
+            apart_from: names of those that may differ.
+
+        Raises:
+            UserError: they differ.
+        """
+        everyone = self.gather({name: value for name, value in settings.items() if name not in apart_from})
+        for rank, others in enumerate(everyone):
+            for name in sorted(set(everyone[0]) | set(others)):
+                if everyone[0].get(name) != others.get(name):
+                    raise UserError(
+                        f"the processes disagree on '{name}': {everyone[0].get(name)} on rank 0, {others.get(name)} on "
+                        f"rank {rank}; start all of them with the same command and version"
+                    )
+
+    def loss(self, error: LostRankError) -> RunError:
+        """What to say when others cannot be reached: which ones those are, as far as the rest can tell."""
+        assert self._store is not None
+        self._store.set(str(self.rank), socket.gethostname())
+        with contextlib.suppress(RuntimeError):  # of the error that is being reported
+            dist.destroy_process_group()  # so that those that wait for this process know, too
+        missing = set(range(self.size)) - {self.rank}
+        until = time.monotonic() + MARKING_SECONDS
+        while missing and time.monotonic() < until:
+            missing = {rank for rank in missing if not self._store.check([str(rank)])}
+            time.sleep(0.05)
+        lost = ", ".join(map(str, sorted(missing)))
+        who = f"rank {lost} of {self.size} ended or did not answer" if missing else "the ranks lost one another"
+        return RunError(f"{who} ({error})")
+
+
+@contextlib.contextmanager
+def joined(timeout: float) -> Iterator[World]:
+    """The world that this process belongs to, by the environment variables that `torchrun` sets.
+
+    Args:
+        timeout: seconds after which a process that does not answer counts as lost.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    shared, rank, size = next(rendezvous("env://"))
+    # torchrun may keep its store when it starts a job anew, with the addresses of processes that are no more
+    store = PrefixStore(f"acktr/{restarts()}", shared)
+    patience = datetime.timedelta(seconds=timeout)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("groups", store), rank=rank, world_size=size, timeout=patience)
+    try:
+        hosts, talk = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+        yield World(Ranks(), Ranks(hosts), talk, PrefixStore("here", store))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def restarts() -> int:
+    """How often `torchrun` has started this job anew after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def may_restart() -> bool:
+    """Whether `torchrun` was told to start the job anew after a failure."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0

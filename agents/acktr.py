@@ -22,6 +22,7 @@ from acktr.agents.value_scale import ValueScale
 from acktr.errors import UserError
 from acktr.kfac.curvatures import TooWideError
 from acktr.kfac.distributed import Ranks
+from acktr.kfac.units import Unit
 
 
 class ACKTRUpdater:
@@ -106,6 +107,10 @@ class ACKTRUpdater:
             "skipped_batches": int(self._skipped.item()),
             "rejected_steps": sum(learner.rejected for learner in self._learners().values()),
         }
+
+    def units(self) -> list[list[Unit]]:
+        """Of each learner's optimizer, in the order of their making."""
+        return [learner.optimizer.units for learner in self._learners().values()]
 
     def _skipped_steps(self) -> Tensor:
         return torch.stack([learner.optimizer.skipped for learner in self._learners().values()]).sum()

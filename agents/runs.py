@@ -34,6 +34,7 @@ from acktr.envs.mujoco import Pixels
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import RunError, UserError
 from acktr.kfac.distributed import LostRankError, Ranks
+from acktr.kfac.service import dismiss, serve
 
 TOGETHER_SECONDS = 5.0
 """Ctrl-C reaches each process of torchrun's twice, from the terminal and from torchrun."""
@@ -61,7 +62,7 @@ def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()
         raise UserError("--max-restarts goes on with the run after a failure, and needs --run-dir to find it")
     if run_dir is not None and restarts() and (run_dir / SETTINGS_FILE).is_file():
         return resume(run_dir)
-    with joined(settings.rank_timeout) as world:
+    with joined(settings.rank_timeout, curvature_ranks=settings.curvature_ranks) as world:
         return _run(settings, world, lambda complete: RunFolder.create(complete, run_dir), notes=notes)
 
 
@@ -95,7 +96,9 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
         folder.record_start()
         return folder
 
-    with joined(settings.rank_timeout) as world:
+    with joined(settings.rank_timeout, curvature_ranks=settings.curvature_ranks) as world:
+        if world.serves:
+            return _run(settings, world, reopened)
         found = world.led(folder.load_latest)
         state = None if found is None else found[1].state
         done = 0 if state is None else state["timesteps"]
@@ -128,8 +131,8 @@ def _run(
         notes: lines to print first.
         going_on: the run that is resumed, with the state of its last checkpoint if it has one; None of a new run.
     """
-    part = world.part(settings.num_envs)
-    environment = make_environment(dataclasses.replace(settings, num_envs=part.count))
+    number = 1 if world.serves else world.part(settings.num_envs).count
+    environment = make_environment(dataclasses.replace(settings, num_envs=number))
     try:
         settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
@@ -141,6 +144,8 @@ def _run(
         streams.seed_globals()
         policy = build_policy(settings, environment, device)
         updater = build_updater(settings, policy, streams, world.ranks)
+        if world.serves:
+            return _serve(updater, world)
         folder = world.led(lambda: folder_for(settings))
         state = None if going_on is None else going_on[1]
         done = 0 if state is None else state["timesteps"]
@@ -152,7 +157,10 @@ def _run(
             for note in (*notes, *environment.notes, reason, precision):
                 reporter.message(note)
             if not world.is_alone:
-                reporter.message(f"processes: {world.size}, {part.count} of {part.num_envs} environments in this one")
+                more = f", and {settings.curvature_ranks} for inverses" if settings.curvature_ranks else ""
+                reporter.message(
+                    f"processes: {world.size}, {number} of {settings.num_envs} environments in this one{more}"
+                )
             if going_on is None:
                 reporter.message(f"run folder: {folder.path}")
             trainer = Trainer(
@@ -181,6 +189,23 @@ def _run(
     finally:
         environment.close()
     return folder.path
+
+
+def _serve(updater: Updater, world: World) -> Path:
+    """Make inverses until the other processes have ended."""
+    if not isinstance(updater, ACKTRUpdater):
+        raise UserError("curvature_ranks make inverses, and algorithm a2c has none; leave them out")
+    assert world.ranks is not None
+    # a signal is for those that save; this process ends with them
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        serve(world.ranks, updater.units())
+    except LostRankError as error:
+        raise world.loss(error) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return Path()
 
 
 def _take_back(trainer: Trainer, state: Mapping[str, Any], run: Path) -> None:
@@ -300,6 +325,8 @@ def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
     together = not trainer.world.is_alone
     with _interruptible(trainer.reporter, grace=TOGETHER_SECONDS if together else 0.0) as stop:
         complete = trainer.train(stop=lambda: bool(stop))
+    if trainer.world.ranks is not None:
+        dismiss(trainer.world.ranks, trainer.device)
     trainer.reporter.rest()
     name = shlex.quote(str(folder.path))
     if not complete:

@@ -128,6 +128,14 @@ class OptimizerSettings:
         typical="broadcast; owner where memory is short, or inverse_interval 1",
         origin="Pauloski et al. 2021",
     )
+    curvature_ranks: int = setting(
+        0,
+        "Under torchrun: so many of the processes have no environments and only make inverses, which are used half an "
+        "inverse_interval later.",
+        typical="0; 1 where refreshes hold up the others",
+        origin="Ba, Grosse & Martens 2017",
+        low=0,
+    )
     reuse_forward: bool = setting(
         True,
         "Convolutional networks: learn on what the layers gave while acting, in place of a second forward pass.",

@@ -29,7 +29,8 @@ class World:
     Args:
         ranks: for sums on the policy's device; None for the only process.
         hosts: for sums in the host's memory, by whoever makes the rollouts.
-        talk: group for everything else that the hosts tell each other.
+        talk: group for everything else that the hosts of these tell each other.
+        everyone: group of all processes, those that only decompose included.
         store: what all processes can reach even when one of them is gone.
     """
 
@@ -38,11 +39,13 @@ class World:
         ranks: Ranks | None = None,
         hosts: Ranks | None = None,
         talk: dist.ProcessGroup | None = None,
+        everyone: dist.ProcessGroup | None = None,
         store: Store | None = None,
     ) -> None:
         self._ranks = ranks
         self._hosts = hosts
         self._talk = talk
+        self._everyone = everyone
         self._store = store
         self.rank = 0 if ranks is None else ranks.rank
         self.size = 1 if ranks is None else ranks.size
@@ -51,6 +54,11 @@ class World:
     def is_alone(self) -> bool:
         """Whether this is the only process."""
         return self._ranks is None
+
+    @property
+    def serves(self) -> bool:
+        """Whether this process has no environments and only decomposes for the others."""
+        return self._ranks is not None and self._ranks.server is not None
 
     @property
     def leads(self) -> bool:
@@ -92,13 +100,8 @@ class World:
         return torch.device("cuda", own)
 
     def gather(self, thing: T) -> list[T]:
-        """What every process gives, by rank, on all of them."""
-        if self.is_alone:
-            return [thing]
-        found: list[Any] = [None] * self.size
-        with LostRankError.watched():
-            dist.all_gather_object(found, thing, group=self._talk)
-        return found
+        """What every process with environments gives, by rank, on all of them."""
+        return [thing] if self.is_alone else _gathered(thing, self._talk)
 
     def led(self, function: Callable[[], T]) -> T:
         """What the leading process's call of a function returns; no other calls it.
@@ -134,7 +137,8 @@ class World:
         Raises:
             UserError: they differ.
         """
-        everyone = self.gather({name: value for name, value in settings.items() if name not in apart_from})
+        own = {name: value for name, value in settings.items() if name not in apart_from}
+        everyone = [own] if self.is_alone else _gathered(own, self._everyone)
         for rank, others in enumerate(everyone):
             for name in sorted(set(everyone[0]) | set(others)):
                 if everyone[0].get(name) != others.get(name):
@@ -159,14 +163,31 @@ class World:
         return RunError(f"{who} ({error})")
 
 
+def _gathered(thing: T, group: dist.ProcessGroup | None) -> list[T]:
+    found: list[Any] = [None] * dist.get_world_size(group)
+    with LostRankError.watched():
+        dist.all_gather_object(found, thing, group=group)
+    return found
+
+
 @contextlib.contextmanager
-def joined(timeout: float) -> Iterator[World]:
+def joined(timeout: float, *, curvature_ranks: int = 0) -> Iterator[World]:
     """The world that this process belongs to, by the environment variables that `torchrun` sets.
 
     Args:
         timeout: seconds after which a process that does not answer counts as lost.
+        curvature_ranks: how many of the processes, the last ones, only decompose.
+
+    Raises:
+        UserError: that leaves none for the environments.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    total = int(os.environ.get("WORLD_SIZE", "1"))
+    if curvature_ranks and total <= curvature_ranks:
+        raise UserError(
+            f"curvature_ranks {curvature_ranks} of {total} processes leave none for the environments; start more by "
+            "torchrun --nproc-per-node"
+        )
+    if total == 1:
         yield World()
         return
     shared, rank, size = next(rendezvous("env://"))
@@ -176,8 +197,15 @@ def joined(timeout: float) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=PrefixStore("groups", store), rank=rank, world_size=size, timeout=patience)
     try:
-        hosts, talk = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
-        yield World(Ranks(), Ranks(hosts), talk, PrefixStore("here", store))
+        workers = list(range(size - curvature_ranks))
+        sums = dist.new_group(workers, timeout=patience)
+        hosts, talk = (dist.new_group(workers, backend="gloo", timeout=patience) for _ in range(2))
+        everyone = dist.new_group(backend="gloo", timeout=patience)
+        servers = [(dist.new_group([*workers, one], timeout=patience), one) for one in range(len(workers), size)]
+        number = rank - len(workers) if rank >= len(workers) else None
+        ranks = Ranks(sums, servers=servers, server=number)
+        own_hosts = None if number is not None else Ranks(hosts)
+        yield World(ranks, own_hosts, talk, everyone, PrefixStore("here", store))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -94,11 +94,13 @@ def inverse_numbers(unit: Unit, settings: Settings) -> int:
         return size**2 + 2
     assert isinstance(unit, WeightUnit)
     groups, rows, columns = unit.map.matrix_shape
-    number = groups * (rows**2 + columns**2) + 2
     entries, borders = groups * rows * columns, groups * (rows + columns)
     if isinstance(block, CorrectedBlock):
-        return number + entries + 1 + borders * (2 if settings.damping_mode == "factored" else 1)
-    return number if settings.damping_mode == "factored" else number + entries
+        null = borders * (2 if settings.damping_mode == "factored" else 1)
+        return groups * (rows**2 + columns**2) + 2 + entries + 1 + null
+    if settings.damping_mode == "exact":
+        return groups * (rows**2 + columns**2) + 2 + entries
+    return packed_entries(groups, rows) + packed_entries(groups, columns) + 2
 
 
 def predicted(learner: Learner, settings: Settings, updates: int, figures: int) -> Counter[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from acktr.agents import checkpoint
+from acktr.agents.acktr import ACKTRUpdater
 from acktr.agents.part import Part
 from acktr.agents.presets import resolve
 from acktr.agents.reporting import Reporter
@@ -24,6 +25,7 @@ from acktr.agents.settings import Settings
 from acktr.agents.streams import Streams
 from acktr.agents.trainer import Trainer
 from acktr.agents.world import World, joined
+from acktr.kfac.service import dismiss, serve
 
 OF_THE_CLOCK = ("wall_time", "steps_per_second")
 UPDATES, LEG, CPU = 50, 10, torch.device("cpu")
@@ -37,6 +39,25 @@ def run(case: dict[str, Any], world: World) -> dict[str, Any]:
         return _recorded(case, world) if case["env"].startswith("Breakout") else _trained(case, world)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def served(case: dict[str, Any], world: World) -> dict[str, Any] | None:
+    """The same where the last processes only decompose; None of those."""
+    if not world.serves:
+        found = run(case, world)
+        assert world.ranks is not None
+        dismiss(world.ranks, CPU)
+        return found
+    torch.set_default_dtype(torch.float64)
+    settings = _settings(case)
+    environment = make_environment(dataclasses.replace(settings, num_envs=1))
+    streams = Streams(settings.seed, CPU)
+    streams.seed_globals()
+    updater = build_updater(settings, build_policy(settings, environment, CPU), streams, world.ranks)
+    assert isinstance(updater, ACKTRUpdater)
+    assert world.ranks is not None
+    serve(world.ranks, updater.units())
+    return None
 
 
 def _settings(case: dict[str, Any]) -> Settings:
@@ -153,8 +174,11 @@ def _batch(part: Part, frames: Tensor, actions: Tensor, advantages: Tensor, retu
 def main() -> None:
     """One rank's part."""
     folder, cases, number = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
-    with joined(timeout=60.0) as world:
-        if number >= 0:
+    servers = cases[0].get("curvature_ranks", 0)
+    with joined(timeout=60.0, curvature_ranks=servers) as world:
+        if servers:
+            torch.save([served(cases[0], world)], folder / f"rank{world.rank}.pt")
+        elif number >= 0:
             leg(cases[0], world, folder, number)
         else:
             torch.save([run(case, world) for case in cases], folder / f"rank{world.rank}.pt")

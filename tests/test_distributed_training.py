@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,14 @@ import parallel_agents
 import pytest
 import torch
 from parallel import run_in_parallel
+from torch import Tensor
 
 from acktr.agents import checkpoint
 from acktr.agents.world import World
+from acktr.kfac import estimate
+from acktr.kfac.blocks import Decomposed, RefreshReport
+from acktr.kfac.decomposers import DampingOf, Here
+from acktr.kfac.units import Unit
 
 CARTPOLE: dict[str, Any] = {"env": "CartPole-v1", "num_envs": 6, "num_steps": 16}
 NATURE: dict[str, Any] = {
@@ -109,3 +115,51 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(changes: dict[str
     last = [checkpoint.load(folder / "leg2.safetensors").state["policy"] for folder in (changing, steady)]
     for name in last[1]:
         torch.testing.assert_close(last[0][name], last[1][name], rtol=0, atol=1e-9)
+
+
+class Late(Here):
+    """Decomposes at once, and takes what came out into use some steps later: a server without a process."""
+
+    def __init__(self, lag: int) -> None:
+        self.lag = lag
+        self.waiting: list[tuple[int, list[tuple[Any, list[Tensor]]]]] = []
+
+    def refresh(self, units: Sequence[Unit], damping_of: DampingOf, step: int) -> list[RefreshReport]:
+        while self.waiting and self.waiting[0][0] + self.lag <= step:
+            self.adopt()
+        blocks = [unit.block for unit in units if isinstance(unit.block, Decomposed)]
+        before = [block.decomposition() for block in blocks]
+        reports = super().refresh(units, damping_of, step)
+        after = [block.decomposition() for block in blocks]
+        for block, old in zip(blocks, before, strict=True):
+            if old is not None:
+                block.adopt(old)
+        self.waiting.append((step, [(block, new) for block, new in zip(blocks, after, strict=True) if new is not None]))
+        if None in before:
+            while self.waiting:
+                self.adopt()
+        return reports
+
+    def gather(self, units: Sequence[Unit]) -> None:
+        while self.waiting:
+            self.adopt()
+
+    def adopt(self) -> None:
+        for block, parts in self.waiting.pop(0)[1]:
+            block.adopt(parts)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("changes", [{"inverse_interval": 6}, {**OWN_TORSOS, "inverse_interval": 4}], ids=["", "two"])
+def test_inverses_made_by_a_process_of_their_own_are_used_a_fixed_number_of_steps_later(
+    changes: dict[str, Any], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = {**CARTPOLE, **changes, "curvature_ranks": 1}
+    run_in_parallel(size, Path(parallel_agents.__file__), str(tmp_path), json.dumps([case]), "-1")
+    monkeypatch.setattr(estimate, "Here", lambda: Late(changes["inverse_interval"] // 2))
+    whole = parallel_agents.run(case, World())
+    for rank in range(size - 1):
+        (found,) = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+        torch.testing.assert_close(found["parameters"], whole["parameters"], rtol=0, atol=1e-9)
+    monkeypatch.undo()
+    assert not torch.equal(parallel_agents.run(case, World())["parameters"], whole["parameters"])

@@ -57,6 +57,11 @@ class Block(Protocol):
 class Decomposed(Protocol):
     """A block whose `refresh` is work that another process may do."""
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the parts of its decomposition are symmetric matrices (b, n, n), of which one triangle says all."""
+        ...
+
     def decomposition(self) -> list[Tensor] | None:
         """What `refresh` made and `precondition` takes; None before the first."""
         ...

@@ -28,6 +28,8 @@ class ChainBlock:
         like: a tensor with the device and dtype of the statistics.
     """
 
+    is_symmetric = False
+
     def __init__(self, like: Tensor) -> None:
         self._like = like
         self.order: list[list[int]] = []

@@ -45,6 +45,8 @@ class CorrectedBlock:
         mode: the damping mode.
     """
 
+    is_symmetric = False
+
     def __init__(self, factors: Factors, like: Tensor, *, mode: DampingMode) -> None:
         self.factors = factors
         self.mode = mode

@@ -51,6 +51,9 @@ class Ranks:
 
     Args:
         group: of torch.distributed; None for all processes.
+        servers: of processes that only decompose, a group of all of these ranks and one of those each, and its rank
+            among all processes (`acktr.kfac.service`).
+        server: which of them this process is; None of a rank that holds a part of the batches.
 
     Attributes:
         rank: of this process among them.
@@ -61,13 +64,27 @@ class Ranks:
         RuntimeError: torch.distributed has not been initialised.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        *,
+        servers: Sequence[tuple[dist.ProcessGroup, int]] = (),
+        server: int | None = None,
+    ) -> None:
         if not dist.is_initialized():
             raise RuntimeError("torch.distributed is not initialised: call init_process_group first")
         self._group = group
-        self.rank = dist.get_rank(group)
-        self.size = dist.get_world_size(group)
+        self._registered = 0
+        self.servers = tuple(servers)
+        self.server = server
+        self.rank = dist.get_rank(group) if server is None else -1
+        self.size = dist.get_world_size(group) if server is None else 0
         self.bytes_sent: collections.Counter[str] = collections.Counter()
+
+    def register(self) -> int:
+        """A number for one more user of the servers: optimizers are made in the same order by all processes."""
+        self._registered += 1
+        return self._registered - 1
 
     def add_up(self, tensors: Sequence[Tensor], *, kind: str) -> list[Tensor]:
         """The sums of tensors, of the same shapes on all ranks, over the ranks; waits for them."""
@@ -133,12 +150,12 @@ class Exchange:
         found: list[Tensor] = []
         for message in self._messages:
             self._ranks.wait(message.work)
-            found.extend(_unpacked(message.flat, message.sums))
+            found.extend(unpacked(message.flat, message.sums))
         self._messages = []
         return found
 
     def _leave(self) -> None:
-        flat = torch.cat([_packed(item) for item in self._waiting])
+        flat = torch.cat([packed(item) for item in self._waiting])
         work = self._ranks.start_sum(flat, kind=self._kind)
         self._messages.append(_Message(work, flat, self._waiting))
         self._waiting, self._bytes = [], 0
@@ -217,7 +234,8 @@ def packed_entries(groups: int, width: int) -> int:
     return groups * sum((stop - start) * (width - start) for start, stop in _strips(width))
 
 
-def _packed(item: Sum) -> Tensor:
+def packed(item: Sum) -> Tensor:
+    """A flat message of a sum: of symmetric matrices a little more than one triangle."""
     if not item.symmetric:
         return item.total.flatten()
     matrices = item.total
@@ -225,7 +243,8 @@ def _packed(item: Sum) -> Tensor:
     return torch.cat([matrices[:, start:stop, start:].flatten() for start, stop in strips])
 
 
-def _unpacked(flat: Tensor, sums: Sequence[Sum]) -> Iterator[Tensor]:
+def unpacked(flat: Tensor, sums: Sequence[Sum]) -> Iterator[Tensor]:
+    """What messages one behind another hold, in the shapes of these sums, symmetric ones in their memory."""
     parts = torch.split(flat, [_entries(item) for item in sums])
     for item, part in zip(sums, parts, strict=True):
         yield _from_strips(part, item.total) if item.symmetric else part.view(item.total.shape)

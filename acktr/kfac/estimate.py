@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +11,20 @@ from torch.profiler import record_function
 
 from acktr.kfac.averages import Share
 from acktr.kfac.batches import additions
-from acktr.kfac.blocks import Damping, RefreshReport
 from acktr.kfac.capture import Recorder
 from acktr.kfac.chains import chained
 from acktr.kfac.curvatures import BlockChoice
+from acktr.kfac.decomposers import DampingOf, Decomposer, Here
 from acktr.kfac.distributed import Ranks, Together
 from acktr.kfac.metrics import Metric
 from acktr.kfac.pace import Pace, has_its_turn
 from acktr.kfac.placement import InversePlacement, Placement
-from acktr.kfac.solvers import Attempt, Outcome, settled
+from acktr.kfac.service import Remote
 from acktr.kfac.sums import alone
 from acktr.kfac.units import Unit, build_units, recorded_modules
 
 _SHAPING = ("curvature", "structure", "damping_mode", "bias")
 """Choices that decide what a state holds; statistics may go on under another of the others."""
-
-DampingOf = Callable[[Unit], Damping]
-
-
-@runtime_checkable
-class _InTwoParts(Protocol):
-    """A block whose refresh leaves it to the caller to look at how its decompositions came out."""
-
-    def begin_refresh(self, damping: Damping) -> Sequence[Attempt]:
-        """Try them, without a look from the host."""
-        ...
-
-    def finish_refresh(self, outcomes: Sequence[Outcome]) -> RefreshReport:
-        """Take what came of them into use."""
-        ...
 
 
 class FisherEstimate:
@@ -80,7 +65,7 @@ class FisherEstimate:
         self.units, self.plain = build_units(model, choice)
         if choice.structure == "block-tridiagonal":
             self.units = chained(self.units)
-        self._placement = None if ranks is None else Placement(ranks, self.units, placement)
+        self._decomposer = _decomposer(ranks, self.units, placement, pace)
         self.steps = 0
         self.refresh_count = 0
         self.retry_count = 0
@@ -153,7 +138,7 @@ class FisherEstimate:
         due = [
             unit
             for index, unit in enumerate(self.units)
-            if (unit.block.missing == "inverse" and self._decomposes(unit))
+            if (unit.block.missing == "inverse" and self._decomposer.wants(unit))
             or has_its_turn(index, len(self.units), steps=self.steps, interval=interval)
         ]
         self.refresh(due, damping_of)
@@ -166,31 +151,19 @@ class FisherEstimate:
         Further reads where a rung of the guard ladder fails, and for each eigenbasis, which torch itself looks at.
         """
         self.settle()
-        if self._placement is None:
-            reports = _refreshed(units, damping_of)
-        else:
-            mine = [unit for unit in units if self._placement.is_mine(unit)]
-            made = dict(zip(map(id, mine), _refreshed(mine, damping_of), strict=True))
-            reports = self._placement.refreshed(units, made)
+        reports = self._decomposer.refresh(units, damping_of, self.steps)
         self.refresh_count += len(reports)
         self.retry_count += sum(report.retries for report in reports)
         self.stale_count += sum(report.stale for report in reports)
 
     def directions(self, units: Sequence[Unit], compute: Callable[[Unit], Tensor]) -> list[Tensor]:
         """Preconditioned gradients of some units, by a function that computes that of one whose inverse is here."""
-        if self._placement is None:
-            return [compute(unit) for unit in units]
-        return self._placement.directions(units, compute)
-
-    def _decomposes(self, unit: Unit) -> bool:
-        """Whether a missing inverse is this process's to make, or to wait for."""
-        return self._placement is None or self._placement.wants(unit)
+        return self._decomposer.directions(units, compute)
 
     def state_dict(self) -> dict[str, Any]:
         """Factors with their masses, inverses in use, phase and counters; where there are ranks, called by all."""
         self.settle()
-        if self._placement is not None:
-            self._placement.gather(self.units)
+        self._decomposer.gather(self.units)
         return {
             "choice": dataclasses.asdict(self.choice),
             "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
@@ -224,16 +197,9 @@ class FisherEstimate:
         self.refresh_count, self.retry_count, self.stale_count = state["counts"]
 
 
-def _refreshed(units: Sequence[Unit], damping_of: DampingOf) -> list[RefreshReport]:
-    """Decompose some units: with one host read for all that comes out at once."""
-    begun = []
-    for unit in units:
-        block, damping = unit.block, damping_of(unit)
-        begun.append((block, damping, block.begin_refresh(damping) if isinstance(block, _InTwoParts) else []))
-    outcomes = iter(settled([attempt for _, _, attempts in begun for attempt in attempts]))
-    return [
-        block.finish_refresh([next(outcomes) for _ in attempts])
-        if isinstance(block, _InTwoParts)
-        else block.refresh(damping)
-        for block, damping, attempts in begun
-    ]
+def _decomposer(ranks: Ranks | None, units: Sequence[Unit], placement: InversePlacement, pace: Pace) -> Decomposer:
+    if ranks is None:
+        return Here()
+    if ranks.servers:
+        return Remote(ranks, units, lag=max(1, pace.inverse_interval // 2))
+    return Placement(ranks, units, placement)

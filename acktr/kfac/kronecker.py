@@ -93,6 +93,11 @@ class KroneckerBlock:
         self._scales = basis_g[0][:, :, None] * basis_a[0][:, None, :]
         return RefreshReport(retries=retries_a + retries_g)
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether what travels are inverses, not bases."""
+        return self.mode == "factored"
+
     def decomposition(self) -> list[Tensor] | None:
         """Both inverses, or both bases and the eigenvalues' products."""
         if self._left is None or self._right is None:

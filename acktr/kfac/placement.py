@@ -9,9 +9,11 @@ from torch import Tensor
 
 from acktr.kfac.blocks import Decomposed, RefreshReport
 from acktr.kfac.chains import ChainUnit
-from acktr.kfac.distributed import Ranks, owners
+from acktr.kfac.decomposers import DampingOf, decomposed
+from acktr.kfac.distributed import Ranks, owners, packed, unpacked
 from acktr.kfac.kronecker import KroneckerBlock
 from acktr.kfac.small_blocks import FullBlock
+from acktr.kfac.sums import Sum
 from acktr.kfac.units import Unit, WeightUnit
 
 InversePlacement = Literal["broadcast", "owner"]
@@ -54,13 +56,10 @@ class Placement:
         """Whether this process is to have the unit's decomposition."""
         return self._kind == "broadcast" or self.is_mine(unit)
 
-    def refreshed(self, units: Sequence[Unit], made: Mapping[int, RefreshReport]) -> list[RefreshReport]:
-        """What came of refreshing these units, and where decompositions are broadcast, their effect.
-
-        Args:
-            units: those that were due.
-            made: reports of those of this rank, by the unit's identity.
-        """
+    def refresh(self, units: Sequence[Unit], damping_of: DampingOf, step: int) -> list[RefreshReport]:
+        """Decompose those that are this rank's, and where they are broadcast take the others' into use."""
+        mine = [unit for unit in units if self.is_mine(unit)]
+        made = dict(zip(map(id, mine), decomposed(mine, damping_of), strict=True))
         return self.spread(units, made) if self._kind == "broadcast" else list(made.values())
 
     def gather(self, units: Sequence[Unit]) -> None:
@@ -110,11 +109,11 @@ class Placement:
         for rank in range(self._ranks.size):
             own = [unit for unit in units if self._travels(unit) and self._owner[id(unit)] == rank]
             if own:
-                flat = torch.cat([_message(unit, made.get(id(unit))) for unit in own])
+                flat = torch.cat([message_of(unit, made.get(id(unit))) for unit in own])
                 messages.append((own, flat, self._ranks.broadcast(flat, source=rank, kind="inverses")))
         for own, flat, work in messages:
             self._ranks.wait(work)
-            for unit, (report, parts) in zip(own, _read(own, flat), strict=True):
+            for unit, (report, parts) in zip(own, read_messages(own, flat), strict=True):
                 found[id(unit)] = report
                 if not report.stale and not self.is_mine(unit):
                     unit.block.adopt(parts)  # type: ignore[attr-defined]
@@ -135,26 +134,29 @@ def _room(unit: Unit) -> Tensor:
     return unit.matrix([torch.empty_like(parameter) for parameter in unit.parameters])
 
 
-def _message(unit: Unit, report: RefreshReport | None) -> Tensor:
+def message_of(unit: Unit, report: RefreshReport | None) -> Tensor:
     """What a unit's owner tells of it, flat; of any other rank room for it."""
     block = unit.block
     assert isinstance(block, Decomposed)
     parts = block.decomposition_like() if report is None else block.decomposition() or block.decomposition_like()
     told = [0.0, 0.0] if report is None else [report.retries, report.stale]
-    return torch.cat([parts[0].new_tensor(told), *(part.flatten() for part in parts)])
+    return torch.cat([parts[0].new_tensor(told), *(packed(item) for item in _items(block, parts))])
 
 
-def _read(units: Sequence[Unit], flat: Tensor) -> Iterator[tuple[RefreshReport, list[Tensor]]]:
-    start = 0
+def read_messages(units: Sequence[Unit], flat: Tensor) -> Iterator[tuple[RefreshReport, list[Tensor]]]:
+    """What `message_of` has told of each of the units, and their decompositions."""
+    items: list[list[Sum]] = []
     for unit in units:
         assert isinstance(unit.block, Decomposed)
-        retries, stale = flat[start : start + 2].tolist()
-        start += 2
-        parts: list[Tensor] = []
-        for like in unit.block.decomposition_like():
-            parts.append(flat[start : start + like.numel()].view(like.shape).clone())
-            start += like.numel()
-        yield RefreshReport(retries=int(retries), stale=bool(stale)), parts
+        items.append([Sum(flat.new_empty(2)), *_items(unit.block, unit.block.decomposition_like())])
+    found = unpacked(flat, [item for group in items for item in group])
+    for group in items:
+        (retries, stale), *parts = (next(found) for _ in group)
+        yield RefreshReport(retries=int(retries), stale=bool(stale)), [part.clone() for part in parts]
+
+
+def _items(block: Decomposed, parts: Sequence[Tensor]) -> list[Sum]:
+    return [Sum(part, block.is_symmetric) for part in parts]
 
 
 def refresh_cost(unit: Unit) -> float:

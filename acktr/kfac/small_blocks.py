@@ -17,6 +17,8 @@ from acktr.kfac.sums import Sum, Sums
 class FullBlock:
     """The whole Fisher block of a small parameter of d entries, from its per-example gradients."""
 
+    is_symmetric = False
+
     def __init__(self, like: Tensor) -> None:
         self.moment = RunningAverage()  # (1, d, d)
         self._like = like

@@ -70,7 +70,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[dict[s
         run_in_parallel(
             size, Path(parallel_agents.__file__), str(folder), json.dumps([CASES[case] for case in of_size(size)]), "-1"
         )
-        return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(size)]
+        return [torch.load(folder / f"rank{rank}.pt") for rank in range(size)]
 
     return {size: of(size) for size in (2, 4)}
 
@@ -159,7 +159,7 @@ def test_inverses_made_by_a_process_of_their_own_are_used_a_fixed_number_of_step
     monkeypatch.setattr(estimate, "Here", lambda: Late(changes["inverse_interval"] // 2))
     whole = parallel_agents.run(case, World())
     for rank in range(size - 1):
-        (found,) = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+        (found,) = torch.load(tmp_path / f"rank{rank}.pt")
         torch.testing.assert_close(found["parameters"], whole["parameters"], rtol=0, atol=1e-9)
     monkeypatch.undo()
     assert not torch.equal(parallel_agents.run(case, World())["parameters"], whole["parameters"])

@@ -8,14 +8,16 @@ from pathlib import Path
 def usable_cpus(root: Path = Path("/")) -> int:
     """Return the cores of this process's affinity mask, capped by its control group's CPU quota; at least 1.
 
-    Thread pools that ask the hardware for its core count oversubscribe a container that is limited by quota.
+    Thread pools that ask the hardware for its core count oversubscribe a container that is limited by quota. Processes
+    that torchrun starts on one machine share its cores out.
 
     Args:
         root: where `proc` and `sys` are found.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(root)
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+    here = affinity if quota is None else min(affinity, math.ceil(quota))
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _cgroup_quota(root: Path) -> float | None:

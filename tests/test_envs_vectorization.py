@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from acktr.envs import vectorization
+from acktr.envs.cpus import usable_cpus
 from acktr.envs.group import LocalVectorEnv
 from acktr.envs.make import make_vec
 from acktr.envs.processes import ProcessVectorEnv
@@ -318,3 +319,13 @@ def test_an_atari_id_ignores_the_setting() -> None:
     environment = make_vec("PongNoFrameskip-v4", 1, vectorization="async")
     assert environment.vectorization is None
     environment.close()
+
+
+@pytest.mark.parametrize(("processes", "cores"), [("1", 8), ("2", 4), ("3", 2), ("16", 1)])
+def test_processes_of_one_machine_share_its_cores_out(
+    processes: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or each of them would make a worker for every core."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert usable_cpus(tmp_path) == cores

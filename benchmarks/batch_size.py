@@ -1,14 +1,16 @@
 """What larger batches cost and bring: ACKTR and A2C on 160, 640 and 2,560 rows (Wu et al. 2017, section 5.5).
 
     python benchmarks/batch_size.py train --results benchmarks/results/batch-size
+    python benchmarks/batch_size.py train --results benchmarks/results/batch-size --env HalfCheetah-v5 --power 0 1
     python benchmarks/batch_size.py table --results benchmarks/results/batch-size
 
 `train` makes the runs that are missing, one after another, and keeps their records; `--part 0/2` and `--part 1/2`
 share them out over two calls at once. `table` sums up returns at equal steps and at equal updates, and draws both.
 
-The presets as shipped are for one batch, B0. For another one, B, the learning rate is multiplied by sqrt(B / B0) and
-every limit on a KL by B / B0, since a step of that much more length makes that much more KL: half way between a step
-per batch that stays the same, and one per row that does.
+The presets as shipped are for one batch, B0. For another one, B, the learning rate is multiplied by (B / B0)^power and
+every limit on a KL by the square of that, since a step that much longer makes that much more KL. By the rule of
+docs/distributed.md the power is 1/2: half way between 0, a step per batch that stays the same, and 1, one per row that
+does. `train --power` makes ACKTR's runs under others.
 """
 
 import argparse
@@ -42,12 +44,16 @@ TASKS: dict[str, tuple[int, tuple[int, ...]]] = {
 """Timesteps and seeds."""
 
 
-def flags(env: str, algorithm: str, batch: int) -> list[str]:
-    """What `acktr train` is told beyond the environment, by the rule above."""
+POWER = 0.5
+"""Of the learning rate, by the rule."""
+
+
+def flags(env: str, algorithm: str, batch: int, power: float = POWER) -> list[str]:
+    """What `acktr train` is told beyond the environment, by the rule above or with another power in it."""
     shipped = resolve({"env": env, "algorithm": algorithm}).settings()
     growth = batch / (shipped.num_envs * shipped.num_steps)
     changes: dict[str, float] = {"num_envs": batch // NUM_STEPS, "num_steps": NUM_STEPS}
-    powers = dict.fromkeys(RATES, 0.5) | dict.fromkeys(LIMITS, 1.0)
+    powers = dict.fromkeys(RATES, power) | dict.fromkeys(LIMITS, 2 * power)
     names = ("lr",) if algorithm == "a2c" else RATES + LIMITS
     if algorithm == "acktr" and shipped.shared_trunk:
         names = tuple(name for name in names if not name.startswith("critic_"))
@@ -66,6 +72,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/batch-size"))
     parser.add_argument("--env", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument(
+        "--power", nargs="+", type=float, metavar="P", help="train: ACKTR alone, other than by the rule"
+    )
     parser.add_argument("--part", default="0/1", metavar="K/N", help="train: every N-th run, from the K-th on")
     args = parser.parse_args()
     {"train": train, "table": table}[args.verb](args)
@@ -74,21 +83,22 @@ def main() -> None:
 def train(args: argparse.Namespace) -> None:
     """Make the runs that are missing and keep their records."""
     first, step = (int(word) for word in args.part.split("/"))
+    kinds = [("acktr", power) for power in args.power] if args.power else [(name, POWER) for name in ALGORITHMS]
     chosen = [
-        (env, seed, batch, algorithm)
+        (env, seed, batch, algorithm, power)
         for env in args.env
         for seed in TASKS[env][1]
         for batch in BATCHES
-        for algorithm in ALGORITHMS
+        for algorithm, power in kinds
     ]
-    for env, seed, batch, algorithm in chosen[first::step]:
-        record = args.results / env / f"{algorithm}-{batch}-seed{seed}"
+    for env, seed, batch, algorithm, power in chosen[first::step]:
+        name = f"{run_name(algorithm, batch, power)}-seed{seed}"
+        record, folder = args.results / env / name, args.runs / env / name
         if record.is_dir():
             continue
-        folder = args.runs / env / f"{algorithm}-{batch}-seed{seed}"
         words = ["acktr", "train", "--env", env, "--algorithm", algorithm, "--seed", str(seed)]
         words += ["--total-timesteps", str(TASKS[env][0]), "--num-threads", "1", "--log-interval", "1"]
-        words += [*flags(env, algorithm, batch), "--run-dir", str(folder)]
+        words += [*flags(env, algorithm, batch, power), "--run-dir", str(folder)]
         if (folder / "settings.yaml").exists():
             words = ["acktr", "resume", str(folder)]
         print(shlex.join(words), flush=True)
@@ -96,39 +106,68 @@ def train(args: argparse.Namespace) -> None:
         keep(folder, record)
 
 
+def run_name(algorithm: str, batch: int, power: float) -> str:
+    """Of a record, without its seed."""
+    return f"{algorithm}-{batch}" + ("" if power == POWER else f"-power{power:g}")
+
+
 # --- what came out -----------------------------------------------------------------------------------------------
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print the table, keep it as table.md, and draw the curves."""
-    lines = [
-        "| environment | algorithm | batch | updates | return after so many of them | at half the steps | at the end |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|"]
+    """Print the tables, keep them as table.md, and draw the curves."""
+    lines = _head(
+        "environment", "algorithm", "batch", "updates", "after so many of them", "at half the steps", "at the end"
+    )
     for env in args.env:
         runs = {
             (algorithm, batch): found
             for algorithm in ALGORITHMS
             for batch in BATCHES
-            if (found := _records(args.results / env, algorithm, batch))
+            if (found := _records(args.results / env, run_name(algorithm, batch, POWER)))
         }
-        timesteps, _ = TASKS[env]
-        common = timesteps // max(BATCHES)
         for (algorithm, batch), found in runs.items():
             updates = found[0][-1]["updates"] or 0
-            early = [_return(rows, "updates", common) for rows in found]
-            half, end = ([_return(rows, "timesteps", part * timesteps) for rows in found] for part in (0.5, 1.0))
-            figures = " | ".join(f"{statistics.mean(values):.4g}" for values in (early, half, end))
-            lines.append(f"| {env} | {algorithm} | {batch:,} | {updates:,.0f} | {common}: {figures} |")
+            lines.append(f"| {env} | {algorithm} | {batch:,} | {updates:,.0f} | {_returns(env, found)} |")
         if runs:
             _draw(args.results / f"{env}.png", env, runs)
+    more = []
+    for env in args.env:
+        for batch in BATCHES:
+            for power in sorted({POWER, *_powers(args.results / env)}):
+                found = _records(args.results / env, run_name("acktr", batch, power))
+                more += [f"| {env} | {batch:,} | {power:g} | {_returns(env, found)} |"] if found else []
+    lines += ["", "ACKTR, by the power of the batch that its learning rate follows:", ""]
+    lines += _head("environment", "batch", "power", "after so many updates", "at half the steps", "at the end") + more
     text = "\n".join(lines) + "\n"
     sys.stdout.write(text)
     (args.results / "table.md").write_text(text)
 
 
-def _records(folder: Path, algorithm: str, batch: int) -> list[list[Row]]:
-    found = sorted(folder.glob(f"{algorithm}-{batch}-seed*/metrics.csv"))
+def _head(*titles: str) -> list[str]:
+    return [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+
+
+def _powers(folder: Path) -> set[float]:
+    """Other than the rule's, of which there are records."""
+    return {float(path.name.split("-")[2].removeprefix("power")) for path in folder.glob("acktr-*-power*-seed*")}
+
+
+def _returns(env: str, found: list[list[Row]]) -> str:
+    """Cells of returns, means over the seeds with standard deviations; the first after the largest batch's updates."""
+    timesteps, _ = TASKS[env]
+    updates = timesteps // max(BATCHES)
+    places = [("updates", float(updates)), ("timesteps", timesteps / 2), ("timesteps", float(timesteps))]
+    cells = []
+    for axis, until in places:
+        values = [_return(rows, axis, until) for rows in found]
+        spread = f" ± {statistics.stdev(values):.0f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.{0 if spread else 1}f}{spread}")
+    return f"{updates}: " + " | ".join(cells)
+
+
+def _records(folder: Path, name: str) -> list[list[Row]]:
+    found = sorted(folder.glob(f"{name}-seed*/metrics.csv"))
     return [[row for row in read_metrics(file) if row["return_mean"] is not None] for file in found]
 
 

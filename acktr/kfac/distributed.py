@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from acktr.kfac.sums import Sum, Sums
 
@@ -59,6 +60,7 @@ class Ranks:
         rank: of this process among them.
         size: their number.
         bytes_sent: what each message's kind has put on the wire so far, by name, in bytes of one process's copy.
+        messages_sent: their number, likewise.
 
     Raises:
         RuntimeError: torch.distributed has not been initialised.
@@ -80,11 +82,17 @@ class Ranks:
         self.rank = dist.get_rank(group) if server is None else -1
         self.size = dist.get_world_size(group) if server is None else 0
         self.bytes_sent: collections.Counter[str] = collections.Counter()
+        self.messages_sent: collections.Counter[str] = collections.Counter()
 
     def register(self) -> int:
         """A number for one more user of the servers: optimizers are made in the same order by all processes."""
         self._registered += 1
         return self._registered - 1
+
+    def count(self, message: Tensor, *, kind: str) -> None:
+        """Note a message that leaves."""
+        self.bytes_sent[kind] += message.numel() * message.element_size()
+        self.messages_sent[kind] += 1
 
     def add_up(self, tensors: Sequence[Tensor], *, kind: str) -> list[Tensor]:
         """The sums of tensors, of the same shapes on all ranks, over the ranks; waits for them."""
@@ -94,14 +102,14 @@ class Ranks:
 
     def start_sum(self, flat: Tensor, *, kind: str) -> dist.Work:
         """Begin to add up a tensor in its place; `wait` for what is returned."""
-        self.bytes_sent[kind] += flat.numel() * flat.element_size()
+        self.count(flat, kind=kind)
         with LostRankError.watched():
             work: dist.Work = dist.all_reduce(flat, group=self._group, async_op=True)
         return work
 
     def broadcast(self, flat: Tensor, *, source: int, kind: str) -> dist.Work:
         """Begin to overwrite a tensor by that of the rank `source`."""
-        self.bytes_sent[kind] += flat.numel() * flat.element_size()
+        self.count(flat, kind=kind)
         root = source if self._group is None else dist.get_global_rank(self._group, source)
         with LostRankError.watched():
             work: dist.Work = dist.broadcast(flat, src=root, group=self._group, async_op=True)
@@ -113,7 +121,7 @@ class Ranks:
         Raises:
             LostRankError: it never will.
         """
-        with LostRankError.watched():
+        with record_function("kfac::communication"), LostRankError.watched():
             work.wait()
 
 

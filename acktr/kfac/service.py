@@ -102,7 +102,7 @@ class Remote:
                     work = dist.isend(message, dst=server, group=group)
                 assert work is not None
                 sent.append((message, work))
-                self._ranks.bytes_sent["requests"] += message.numel() * message.element_size()
+                self._ranks.count(message, kind="requests")
         answer = torch.cat([message_of(unit, None) for unit in units])
         with LostRankError.watched():
             work = dist.broadcast(answer, src=server, group=group, async_op=True)

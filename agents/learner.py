@@ -327,6 +327,7 @@ def _build_kfac(
         "stat_window": settings.stat_window,
         "stat_interval": settings.stat_interval,
         "inverse_interval": settings.inverse_interval,
+        "stagger_inverses": settings.stagger_inverses,
         "position_stride": settings.position_stride,
         "bias": settings.bias,
         "conv_factors": settings.conv_factors,

@@ -97,9 +97,7 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
         return folder
 
     with joined(settings.rank_timeout, curvature_ranks=settings.curvature_ranks) as world:
-        if world.serves:
-            return _run(settings, world, reopened)
-        found = world.led(folder.load_latest)
+        found = world.led(folder.load_latest, by_all=True)
         state = None if found is None else found[1].state
         done = 0 if state is None else state["timesteps"]
         if done >= settings.total_timesteps:

@@ -121,6 +121,12 @@ class OptimizerSettings:
     inverse_interval: int = setting(
         10, "Updates between refreshes of a layer's inverse.", typical="1 to 20", origin="Kostrikov's code", low=1
     )
+    stagger_inverses: bool = setting(
+        True,
+        "Layers take turns with their inverses; without, all are due at once, which processes can share out.",
+        typical="true; false under torchrun with many wide layers",
+        origin="this project",
+    )
     inverse_placement: Literal["broadcast", "owner"] = setting(
         "broadcast",
         "Under torchrun: each process makes a share of the inverses and gives them to all, or keeps them and gives the "

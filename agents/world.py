@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+from torch.profiler import record_function
 
 from acktr.agents.part import Part
 from acktr.errors import RunError, UserError
@@ -103,8 +104,12 @@ class World:
         """What every process with environments gives, by rank, on all of them."""
         return [thing] if self.is_alone else _gathered(thing, self._talk)
 
-    def led(self, function: Callable[[], T]) -> T:
+    def led(self, function: Callable[[], T], *, by_all: bool = False) -> T:
         """What the leading process's call of a function returns; no other calls it.
+
+        Args:
+            function: may raise what is named below.
+            by_all: whether processes that only decompose are to know it, too.
 
         Raises:
             UserError: it did there. The other processes end in silence.
@@ -119,7 +124,7 @@ class World:
             except (UserError, RunError) as error:
                 failure, told = error, [None, 2 if isinstance(error, UserError) else 1]
         with LostRankError.watched():
-            dist.broadcast_object_list(told, src=0, group=self._talk)
+            dist.broadcast_object_list(told, src=0, group=self._everyone if by_all else self._talk)
         if failure is not None:
             raise failure
         result, code = told
@@ -165,7 +170,7 @@ class World:
 
 def _gathered(thing: T, group: dist.ProcessGroup | None) -> list[T]:
     found: list[Any] = [None] * dist.get_world_size(group)
-    with LostRankError.watched():
+    with record_function("acktr::communication"), LostRankError.watched():
         dist.all_gather_object(found, thing, group=group)
     return found
 

@@ -13,7 +13,6 @@ from acktr.kfac.corrected import CorrectedBlock
 from acktr.kfac.distributed import packed_entries
 from acktr.kfac.kronecker import KroneckerBlock
 from acktr.kfac.optimal_factors import COLD_STEPS, OptimalFactors
-from acktr.kfac.pace import has_its_turn
 from acktr.kfac.small_blocks import DiagonalBlock, FullBlock
 from acktr.kfac.units import Unit, WeightUnit
 
@@ -100,9 +99,8 @@ def traffic(learner: Learner, settings: Settings, updates: int, figures: int) ->
                 )
                 for index, unit in enumerate(optimizer.units)
             )
-        interval = optimizer.estimate.pace.refresh_interval(step)
-        number = len(optimizer.units)
-        due = {k for k in range(number) if has_its_turn(k, number, steps=step, interval=interval)}
+        number, pace = len(optimizer.units), optimizer.estimate.pace
+        due = {index for index in range(number) if pace.is_due(index, number, steps=step)}
         due |= set(range(number)) - refreshed
         if settings.inverse_placement == "owner":
             found["directions"] += 4 * sum(map(direction_numbers, optimizer.units))

@@ -32,7 +32,7 @@ UPDATES, LEG, CPU = 50, 10, torch.device("cpu")
 
 
 def run(case: dict[str, Any], world: World) -> dict[str, Any]:
-    """Parameters and figures after `UPDATES` updates; the same on every rank."""
+    """Parameters and figures after the case's updates, or `UPDATES`; the same on every rank."""
     torch.set_default_dtype(getattr(torch, case.get("dtype", "float64")))
     torch.set_num_threads(1)
     try:
@@ -61,9 +61,11 @@ def served(case: dict[str, Any], world: World) -> dict[str, Any] | None:
 
 
 def _settings(case: dict[str, Any]) -> Settings:
-    chosen = {name: value for name, value in case.items() if name != "dtype"}
+    chosen = {name: value for name, value in case.items() if name not in ("dtype", "updates")}
     settings = resolve({"precision": "float32", "num_threads": 1, "vectorization": "sync", **chosen}).settings()
-    return dataclasses.replace(settings, total_timesteps=UPDATES * settings.num_envs * settings.num_steps)
+    return dataclasses.replace(
+        settings, total_timesteps=case.get("updates", UPDATES) * settings.num_envs * settings.num_steps
+    )
 
 
 def _trained(case: dict[str, Any], world: World) -> dict[str, Any]:
@@ -143,6 +145,7 @@ def _recorded(case: dict[str, Any], world: World) -> dict[str, Any]:
     start = torch.cat([parameter.detach().double().flatten() for parameter in policy.parameters()])
     draws = torch.Generator().manual_seed(1)
     observations = environment.reset(list(range(settings.num_envs)))
+    assert "updates" not in case
     for update in range(UPDATES):
         frames, actions = [], torch.randint(0, 4, (settings.num_steps, settings.num_envs), generator=draws)
         for step in range(settings.num_steps):

@@ -27,7 +27,7 @@ class Job:
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size)),
                 *("--max-restarts", str(restarts), "--master-port", str(free_port()), "--no-python"),
-                *(str(Path(sys.executable).parent / "acktr"), *words, "--rank-timeout", str(TIMEOUT)),
+                *(str(Path(sys.executable).parent / "acktr"), *words),
             ],
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
@@ -86,7 +86,7 @@ def jobs() -> Iterator[list[Job]]:
 def training(folder: Path, timesteps: int) -> list[str]:
     return [
         *("train", "--env", "CartPole-v1", "--total-timesteps", str(timesteps), "--checkpoint-interval", "4000"),
-        *("--run-dir", str(folder / "run"), "--vectorization", "sync"),
+        *("--run-dir", str(folder / "run"), "--vectorization", "sync", "--rank-timeout", str(TIMEOUT)),
     ]
 
 
@@ -167,3 +167,13 @@ def test_an_interrupted_job_saves_and_goes_on(tmp_path: Path, jobs: list[Job]) -
     assert "saved; go on with" in output
     last = max(job.wait_for_checkpoint(), 0)
     assert last >= timesteps_of(job.run)[-1]
+
+
+def test_a_finished_run_says_so_to_all_of_its_processes(tmp_path: Path, jobs: list[Job]) -> None:
+    """A process that only decomposes waited for the others, and the job ended with its complaint."""
+    for words in ([*training(tmp_path, 2000), "--curvature-ranks", "1"], ["resume", str(tmp_path / "run")]):
+        jobs.append(Job(tmp_path, *words))
+        code, output = jobs[-1].end()
+        assert code == 0, output
+    assert output.count("nothing is left to do") == 1
+    assert "Error" not in output

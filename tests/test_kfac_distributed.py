@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ekfac": {"curvature": "ekfac"},
     "kfoc": {"curvature": "kfoc"},
     "kfac, inverses where they are made": {"inverse_placement": "owner", "bias": "separate"},
+    "kfac, all inverses at once": {"stagger_inverses": False},
     "kfoc, inverses where they are made": {"inverse_placement": "owner", "curvature": "kfoc"},
     "kfoc, approx": {"curvature": "kfoc", "kfoc_aggregation": "approx", "kfoc_steps": 2},
     "ekfoc": {"curvature": "ekfoc"},

@@ -231,6 +231,19 @@ def test_inverses_are_refreshed_at_once_at_first_and_in_turn_later() -> None:
     assert counts[50:] == [1] * 10
 
 
+def test_inverses_that_take_no_turns_are_refreshed_at_the_same_step_and_as_often() -> None:
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)])
+    optimizer = KFAC(model, inverse_interval=5, stagger_inverses=False)
+    counts = []
+    for _ in range(60):
+        before = optimizer.estimate.refresh_count
+        train_step(model, optimizer, torch.randn(9, 3))
+        counts.append(optimizer.estimate.refresh_count - before)
+    assert counts[:20] == [5] * 20
+    assert sum(counts[20:40]) == 50
+    assert counts[50:] == [5, 0, 0, 0, 0] * 2
+
+
 @pytest.mark.parametrize("interval", [2, 7, 10, 20, 40])
 @pytest.mark.parametrize("layers", [1, 6])
 def test_no_inverse_waits_much_longer_than_the_interval(interval: int, layers: int) -> None:

@@ -17,7 +17,7 @@ from acktr.kfac.curvatures import BlockChoice
 from acktr.kfac.decomposers import DampingOf, Decomposer, Here
 from acktr.kfac.distributed import Ranks, Together
 from acktr.kfac.metrics import Metric
-from acktr.kfac.pace import Pace, has_its_turn
+from acktr.kfac.pace import Pace
 from acktr.kfac.placement import InversePlacement, Placement
 from acktr.kfac.service import Remote
 from acktr.kfac.sums import alone
@@ -134,12 +134,11 @@ class FisherEstimate:
     def refresh_due(self, damping_of: DampingOf) -> list[Unit]:
         """Decompose the units whose turn it is, and those that never were; returns them."""
         self.settle()
-        interval = self.pace.refresh_interval(self.steps)
         due = [
             unit
             for index, unit in enumerate(self.units)
             if (unit.block.missing == "inverse" and self._decomposer.wants(unit))
-            or has_its_turn(index, len(self.units), steps=self.steps, interval=interval)
+            or self.pace.is_due(index, len(self.units), steps=self.steps)
         ]
         self.refresh(due, damping_of)
         return due

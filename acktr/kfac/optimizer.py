@@ -65,8 +65,10 @@ class KFAC(PlainOptimizer):
             (0.1 to 1); 1 leaves it to `stat_decay`. A network changes most at first, and curvature of long ago then
             misleads, while later a long memory is what knows the rare inputs.
         stat_interval: statistics are taken every so many steps.
-        inverse_interval: each inverse is refreshed every so many steps, the layers in turn, and young ones more often:
-            at every step at first, every second from the 20th on, and so up to here.
+        inverse_interval: each inverse is refreshed every so many steps, and young ones more often: at every step at
+            first, every second from the 20th on, and so up to here.
+        stagger_inverses: whether the layers take turns, so that no step has much more to do than another; without,
+            all inverses are refreshed at the same step, and `ranks` make theirs at the same time.
         position_stride: a convolution's inputs are taken at every so many rows and columns of its output, on grids
             that shift from example to example and from update to update (TF-kfac and Martens & Grosse thin likewise);
             1 takes all positions.
@@ -107,6 +109,7 @@ class KFAC(PlainOptimizer):
         stat_window: float = 1.0,
         stat_interval: int = 1,
         inverse_interval: int = 10,
+        stagger_inverses: bool = True,
         position_stride: int = 1,
         bias: BiasMode = "joint",
         conv_factors: FactorKind = "expand",
@@ -133,6 +136,7 @@ class KFAC(PlainOptimizer):
             stat_interval=stat_interval,
             inverse_interval=inverse_interval,
             position_stride=position_stride,
+            stagger_inverses=stagger_inverses,
         )
         choice = BlockChoice(
             curvature=curvature,

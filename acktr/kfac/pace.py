@@ -27,6 +27,7 @@ class Pace:
     stat_interval: int
     inverse_interval: int
     position_stride: int
+    stagger_inverses: bool = True
 
     def __post_init__(self) -> None:
         check_range("stat_decay", self.stat_decay, 0.0, 1.0, high_open=True)
@@ -51,12 +52,12 @@ class Pace:
         every = self.position_stride
         return Thinning(every=every, turn=turn + turn // every**2 + before, places=places)
 
+    def is_due(self, index: int, units: int, *, steps: int) -> bool:
+        """Whether the inverse of one of so many units is due: each once an interval, all at once or spread over it."""
+        interval = self.refresh_interval(steps)
+        return (steps - self.stagger_inverses * index * interval // units) % interval == 0
+
     def refresh_interval(self, steps: int) -> int:
         """Steps between two refreshes of one inverse, after that many steps in all."""
         young = int(REFRESH_GROWTH * steps)
         return self.inverse_interval if young >= self.inverse_interval else 1 << max(0, young.bit_length() - 1)
-
-
-def has_its_turn(index: int, units: int, *, steps: int, interval: int) -> bool:
-    """Whether the unit of that index is due, where all are so once an interval, spread over it."""
-    return (steps - index * interval // units) % interval == 0

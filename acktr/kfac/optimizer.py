@@ -27,8 +27,9 @@ from acktr.kfac.momentum import Momentum
 from acktr.kfac.optimal_factors import Aggregation
 from acktr.kfac.pace import Pace
 from acktr.kfac.placement import InversePlacement
+from acktr.kfac.proposals import Proposal, propose, with_gradient
 from acktr.kfac.rows import GradientRows
-from acktr.kfac.rules import Proposal, baselines_step, natural_step, slope
+from acktr.kfac.rules import baselines_step, natural_step, slope
 from acktr.kfac.statistics import FactorKind
 from acktr.kfac.step import AppliedStep
 from acktr.kfac.trust_region import baselines_scale
@@ -316,39 +317,11 @@ class KFAC(PlainOptimizer):
 
     def _propose(self) -> tuple[list[Proposal], Tensor]:
         """What this step could do to each unit with a gradient, and whether it may move anything (0-d bool)."""
-        active = [
-            (index, unit)
-            for index, unit in enumerate(self.units)
-            if self.rows.has(unit) or any(parameter.grad is not None for parameter in unit.parameters)
-        ]
+        active = with_gradient(self.units, self.rows)
         if not active:
             return [], torch.zeros_like(self.scale, dtype=torch.bool)
         self._name_uninformed([unit for _, unit in active])
-        group_of = self._groups()
-
-        def direction(unit: Unit) -> Tensor:
-            if self.rows.has(unit):
-                return self.rows.preconditioned(unit)
-            gradient = unit.matrix([_grad(parameter) for parameter in unit.parameters])
-            return unit.block.precondition(gradient, group_of[id(unit.parameters[0])]["damping"])
-
-        directions = self.estimate.directions([unit for _, unit in active], direction)
-        # a non-finite gradient makes its direction so too; lengths, summed as squares, leave room for products with F
-        lengths = torch.stack([torch.linalg.vector_norm(direction).to(self.scale) for direction in directions])
-        usable = torch.isfinite(lengths.sum())
-        proposals = [
-            Proposal(
-                index,
-                unit,
-                [_usable(part, usable) for part in unit.split(direction)],
-                [
-                    group_of[id(parameter)]["lr"] if parameter.grad is not None or self.rows.has(unit) else None
-                    for parameter in unit.parameters
-                ],
-            )
-            for (index, unit), direction in zip(active, directions, strict=True)
-        ]
-        return proposals, usable
+        return propose(active, self.rows, self._groups(), self.estimate.directions, like=self.scale)
 
     def _name_uninformed(self, active: list[Unit]) -> None:
         names = [unit.name for unit in active if unit.block.missing == "statistics" and unit.name not in self._named]
@@ -438,14 +411,3 @@ class KFAC(PlainOptimizer):
         self._momentum = Momentum(self.state, len(self.units), self.scale)  # torch replaces `state`
         self._momentum.mass = curvature["momentum_mass"].to(self.scale, copy=True)
         self.skipped = curvature["skipped"].to(self.scale, copy=True)
-
-
-def _usable(part: Tensor, usable: Tensor) -> Tensor:
-    """A part of a direction as it is, or 0 where `usable` (0-d) is false, whatever it holds."""
-    if looks_are_free(usable):
-        return part if usable else torch.zeros_like(part)
-    return torch.where(usable, part, 0.0)
-
-
-def _grad(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

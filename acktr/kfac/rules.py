@@ -1,28 +1,15 @@
 """From preconditioned gradients to the step: momentum and trust region, in our order and in the published code's."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from acktr.kfac.averages import looks_are_free
 from acktr.kfac.momentum import Momentum
+from acktr.kfac.proposals import Proposal
 from acktr.kfac.step import AppliedStep, quadratic_form
 from acktr.kfac.trust_region import trust_region_scale
-from acktr.kfac.units import Unit
-
-
-class Proposal(NamedTuple):
-    """What one step could do to one unit."""
-
-    position: int
-    """Of the unit among the optimizer's."""
-    unit: Unit
-    directions: list[Tensor]
-    """(F + λ)⁻¹ g, one per parameter, each like it."""
-    rates: list[float | Tensor | None]
-    """Learning rate of each parameter, 0-d where it is adapted on the device; None where it has no gradient."""
 
 
 def natural_step(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from acktr import __version__
 from acktr.errors import RunError, UserError
-from acktr.process import tune
+from acktr.process import tune, world_size
 
 VERBS = {
     "train": "train on an environment, into a new run folder",
@@ -100,7 +100,6 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _report(error: Exception, code: int) -> int:
-    together = os.environ.get("WORLD_SIZE", "1") != "1"  # torchrun's
-    speaker = f"acktr, rank {os.environ.get('RANK', '?')}" if together else "acktr"
+    speaker = f"acktr, rank {os.environ.get('RANK', '?')}" if world_size() > 1 else "acktr"
     print(f"{speaker}: error: " + " ".join(str(error).split()), file=sys.stderr)
     return code

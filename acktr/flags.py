@@ -16,6 +16,7 @@ from acktr.agents import presets
 from acktr.agents.idle_settings import without_effect
 from acktr.agents.settings import FIELDS, SYNONYMS, Settings, convert
 from acktr.errors import UserError
+from acktr.process import world_size
 
 _GROUPS = {
     "env": "run",
@@ -90,7 +91,7 @@ def parse_train(args: Sequence[str], *, description: str) -> TrainFlags:
     refuse_unknown("train", unknown, [*FIELDS, "preset", "run_dir"])
     values = {name: getattr(getattr(parsed, group), name) for name, group in group_of_setting().items()}
     settings = Settings(**values)
-    notes = (*resolution.notes, *without_effect(settings, _named(args)))
+    notes = (*resolution.notes, *without_effect(settings, _named(args), alone=world_size() == 1))
     return TrainFlags(settings=settings, run_dir=parsed.run.run_dir or None, notes=notes)
 
 

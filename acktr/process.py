@@ -1,6 +1,6 @@
-"""Settings of the process itself that training on CPUs is faster with; they change no result.
+"""The process itself: settings that training on CPUs is faster with, which change no result, and its companions.
 
-Must run before torch is imported, which is why the command line calls it first and nothing here imports torch.
+`tune` must run before torch is imported, which is why the command line calls it first and nothing here imports torch.
 """
 
 import ctypes
@@ -35,3 +35,8 @@ def tune() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def world_size() -> int:
+    """Processes of the job that torchrun started this one in; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -73,7 +73,7 @@ class Agent:
         name, family = describe(env)
         resolved = resolve({**overrides, "env": name}, preset=preset, family=family)
         complete = resolved.settings()
-        notes = (*resolved.notes, *without_effect(complete, settings))
+        notes = (*resolved.notes, *without_effect(complete, settings, alone=True))
         self._build(complete, env=env, torso=torso, run_dir=run_dir, verbose=verbose, notes=notes)
 
     def _build(

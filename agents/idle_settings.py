@@ -16,20 +16,23 @@ _OF_NOISE = {"noise_examples", "noise_prior"}
 _OF_POSITIONS = {"conv_factors", "position_stride"}
 _WITHOUT_GRIDS = {"kfoc", "ekfoc", "diagonal", "full"}
 """Curvatures made of examples' whole gradients, which have no positions to leave out."""
+_OF_PROCESSES = {"inverse_placement", "curvature_ranks", "rank_timeout"}
 _OF_PIXELS = {"pixel_size", "frame_stack"}
 _OF_CONVOLUTIONS = {"conv_channels", "conv_features", "zero_sum_filters"}
 
 
-def without_effect(settings: Settings, given: Collection[str]) -> tuple[str, ...]:
+def without_effect(settings: Settings, given: Collection[str], *, alone: bool) -> tuple[str, ...]:
     """A line for each reason why settings that were given do nothing; none where all of them act.
 
     Args:
         settings: the complete settings.
         given: names of those that a person set, by flag or keyword.
+        alone: whether one process trains.
     """
-    return tuple(
-        f"without effect, as {reason}: {', '.join(sorted(names))}" for reason, names in idle(settings, given).items()
-    )
+    found = idle(settings, given)
+    if alone and (unshared := _OF_PROCESSES.difference(*found.values()) & set(given)):
+        found["there is one process"] = unshared
+    return tuple(f"without effect, as {reason}: {', '.join(sorted(names))}" for reason, names in found.items())
 
 
 def idle(settings: Settings, names: Collection[str]) -> dict[str, set[str]]:

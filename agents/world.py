@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from acktr.agents.part import Part
 from acktr.errors import RunError, UserError
 from acktr.kfac.distributed import LostRankError, Ranks
+from acktr.process import world_size
 
 T = TypeVar("T")
 
@@ -186,7 +187,7 @@ def joined(timeout: float, *, curvature_ranks: int = 0) -> Iterator[World]:
     Raises:
         UserError: that leaves none for the environments.
     """
-    total = int(os.environ.get("WORLD_SIZE", "1"))
+    total = world_size()
     if curvature_ranks and total <= curvature_ranks:
         raise UserError(
             f"curvature_ranks {curvature_ranks} of {total} processes leave none for the environments; start more by "

@@ -220,6 +220,7 @@ def test_a_flag_that_the_others_leave_without_effect_is_named() -> None:
         (["--overlap", "--reuse-forward"], "as overlap is true: reuse_forward"),
         (["--algorithm", "a2c", "--inverse-interval", "2"], "as algorithm is a2c: inverse_interval"),
         (["--algorithm", "a2c", "--inverse-interval", "3"], "as algorithm is a2c: inverse_interval"),
+        (["--inverse-placement", "owner"], "as there is one process: inverse_placement"),
     ],
 )
 def test_a_flag_without_effect_is_named_though_it_repeats_the_default(words: list[str], note: str) -> None:

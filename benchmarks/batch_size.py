@@ -1,16 +1,16 @@
 """What larger batches cost and bring: ACKTR and A2C on 160, 640 and 2,560 rows (Wu et al. 2017, section 5.5).
 
     python benchmarks/batch_size.py train --results benchmarks/results/batch-size
-    python benchmarks/batch_size.py train --results benchmarks/results/batch-size --env HalfCheetah-v5 --power 0 1
+    python benchmarks/batch_size.py train --results benchmarks/results/batch-size --powers 0 0.5 1
     python benchmarks/batch_size.py table --results benchmarks/results/batch-size
 
 `train` makes the runs that are missing, one after another, and keeps their records; `--part 0/2` and `--part 1/2`
 share them out over two calls at once. `table` sums up returns at equal steps and at equal updates, and draws both.
 
 The presets as shipped are for one batch, B0. For another one, B, the learning rate is multiplied by (B / B0)^power and
-every limit on a KL by the square of that, since a step that much longer makes that much more KL. By the rule of
-docs/distributed.md the power is 1/2: half way between 0, a step per batch that stays the same, and 1, one per row that
-does. `train --power` makes ACKTR's runs under others.
+every limit on a KL by the square of that, since a step that much longer makes that much more KL: with power 0 a step per
+batch stays the same, with 1 that of a row does. `RULE` has the powers that docs/distributed.md advises; `train
+--powers` makes runs under others beside them.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from acktr.agents.metrics_file import Row, read_metrics
 from acktr.agents.presets import resolve
 
 BATCHES = (160, 640, 2560)
-ALGORITHMS = ("acktr", "a2c")
 LIMITS = ("max_kl", "max_measured_kl", "max_measured_value_kl", "desired_kl", "critic_max_kl")
 RATES = ("lr", "critic_lr")
 
@@ -44,12 +43,12 @@ TASKS: dict[str, tuple[int, tuple[int, ...]]] = {
 """Timesteps and seeds."""
 
 
-POWER = 0.5
-"""Of the learning rate, by the rule."""
+RULE = {"acktr": 0.0, "a2c": 0.5}
+"""Powers of the batch that the learning rates follow."""
 
 
-def flags(env: str, algorithm: str, batch: int, power: float = POWER) -> list[str]:
-    """What `acktr train` is told beyond the environment, by the rule above or with another power in it."""
+def flags(env: str, algorithm: str, batch: int, power: float) -> list[str]:
+    """What `acktr train` is told beyond the environment."""
     shipped = resolve({"env": env, "algorithm": algorithm}).settings()
     growth = batch / (shipped.num_envs * shipped.num_steps)
     changes: dict[str, float] = {"num_envs": batch // NUM_STEPS, "num_steps": NUM_STEPS}
@@ -59,7 +58,7 @@ def flags(env: str, algorithm: str, batch: int, power: float = POWER) -> list[st
         names = tuple(name for name in names if not name.startswith("critic_"))
     for name in names:
         value = getattr(shipped, name)
-        if value:
+        if value and powers[name]:
             changes[name] = value * growth ** powers[name]
     return [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", f"{value:.4g}")]
 
@@ -83,7 +82,7 @@ def main() -> None:
 def train(args: argparse.Namespace) -> None:
     """Make the runs that are missing and keep their records."""
     first, step = (int(word) for word in args.part.split("/"))
-    kinds = [("acktr", power) for power in args.power] if args.power else [(name, POWER) for name in ALGORITHMS]
+    kinds = [(name, power) for name in args.algorithm for power in args.powers or (RULE[name],)]
     chosen = [
         (env, seed, batch, algorithm, power)
         for env in args.env
@@ -108,7 +107,7 @@ def train(args: argparse.Namespace) -> None:
 
 def run_name(algorithm: str, batch: int, power: float) -> str:
     """Of a record, without its seed."""
-    return f"{algorithm}-{batch}" + ("" if power == POWER else f"-power{power:g}")
+    return f"{algorithm}-{batch}-power{power:g}"
 
 
 # --- what came out -----------------------------------------------------------------------------------------------
@@ -122,9 +121,9 @@ def table(args: argparse.Namespace) -> None:
     for env in args.env:
         runs = {
             (algorithm, batch): found
-            for algorithm in ALGORITHMS
+            for algorithm in RULE
             for batch in BATCHES
-            if (found := _records(args.results / env, run_name(algorithm, batch, POWER)))
+            if (found := _records(args.results / env, run_name(algorithm, batch, RULE[algorithm])))
         }
         for (algorithm, batch), found in runs.items():
             updates = found[0][-1]["updates"] or 0
@@ -133,12 +132,15 @@ def table(args: argparse.Namespace) -> None:
             _draw(args.results / f"{env}.png", env, runs)
     more = []
     for env in args.env:
-        for batch in BATCHES:
-            for power in sorted({POWER, *_powers(args.results / env)}):
-                found = _records(args.results / env, run_name("acktr", batch, power))
-                more += [f"| {env} | {batch:,} | {power:g} | {_returns(env, found)} |"] if found else []
-    lines += ["", "ACKTR, by the power of the batch that its learning rate follows:", ""]
-    lines += _head("environment", "batch", "power", "after so many updates", "at half the steps", "at the end") + more
+        for algorithm in RULE:
+            for batch in BATCHES:
+                for power in sorted(_powers(args.results / env, algorithm)):
+                    found = _records(args.results / env, run_name(algorithm, batch, power))
+                    cells = f"| {env} | {algorithm} | {batch:,} | {power:g} | "
+                    more += [f"{cells}{_returns(env, found)} |"] if found else []
+    lines += ["", "By the power of the batch that the learning rate follows:", ""]
+    titles = ("environment", "algorithm", "batch", "power", "after so many updates", "at half the steps", "at the end")
+    lines += _head(*titles) + more
     text = "\n".join(lines) + "\n"
     sys.stdout.write(text)
     (args.results / "table.md").write_text(text)
@@ -148,9 +150,10 @@ def _head(*titles: str) -> list[str]:
     return [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
 
 
-def _powers(folder: Path) -> set[float]:
-    """Other than the rule's, of which there are records."""
-    return {float(path.name.split("-")[2].removeprefix("power")) for path in folder.glob("acktr-*-power*-seed*")}
+def _powers(folder: Path, algorithm: str) -> set[float]:
+    """Of which there are records."""
+    names = (path.name.split("-") for path in folder.glob(f"{algorithm}-*-power*-seed*"))
+    return {float(parts[2].removeprefix("power")) for parts in names}
 
 
 def _returns(env: str, found: list[list[Row]]) -> str:

@@ -8,9 +8,9 @@
 share them out over two calls at once. `table` sums up returns at equal steps and at equal updates, and draws both.
 
 The presets as shipped are for one batch, B0. For another one, B, the learning rate is multiplied by (B / B0)^power and
-every limit on a KL by the square of that, since a step that much longer makes that much more KL: with power 0 a step per
-batch stays the same, with 1 that of a row does. `RULE` has the powers that docs/distributed.md advises; `train
---powers` makes runs under others beside them.
+every limit on a KL by the square of that, since a step that much longer makes that much more KL: with power 0 the step
+of a batch stays the same, with 1 that of a row does. `RULE` has the powers that docs/distributed.md advises, and
+`--powers` makes runs under others.
 """
 
 import argparse
@@ -71,9 +71,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/batch-size"))
     parser.add_argument("--env", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument(
-        "--power", nargs="+", type=float, metavar="P", help="train: ACKTR alone, other than by the rule"
-    )
+    parser.add_argument("--algorithm", nargs="+", default=list(RULE), choices=list(RULE))
+    parser.add_argument("--powers", nargs="+", type=float, metavar="P", help="train: in place of the rule's")
     parser.add_argument("--part", default="0/1", metavar="K/N", help="train: every N-th run, from the K-th on")
     args = parser.parse_args()
     {"train": train, "table": table}[args.verb](args)

@@ -33,6 +33,9 @@ LIMITS = ("max_kl", "max_measured_kl", "max_measured_value_kl", "desired_kl", "c
 RATES = ("lr", "critic_lr")
 
 
+MOST_ROWS = 200
+"""Of a record's metrics, or two more."""
+
 NUM_STEPS = 20
 """Of every environment in a batch, whatever its size; the number of environments makes the difference."""
 
@@ -102,6 +105,25 @@ def train(args: argparse.Namespace) -> None:
         print(shlex.join(words), flush=True)
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         keep(folder, record)
+        thin(record / "metrics.csv", updates=TASKS[env][0] // max(BATCHES))
+
+
+def thin(metrics: Path, updates: int) -> None:
+    """Leave some rows of a record: what many updates print row by row is large, and no curve shows it.
+
+    Args:
+        metrics: whose first and last row stay, and some between.
+        updates: the row of so many stays, too.
+    """
+    title, *rows = metrics.read_text().splitlines(keepends=True)
+    column = title.strip().split(",").index("updates")
+    every = -(-len(rows) // MOST_ROWS)
+    kept = [
+        row
+        for index, row in enumerate(rows)
+        if (len(rows) - 1 - index) % every == 0 or index == 0 or row.split(",")[column] == str(updates)
+    ]
+    metrics.write_text(title + "".join(kept))
 
 
 def run_name(algorithm: str, batch: int, power: float) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import batch_size
 import pytest
 import yaml
 
@@ -37,7 +38,19 @@ def test_a_change_of_a_preset_asks_for_its_results_to_be_run_again(record: Path)
     asked = {name: recorded[name] for name in ("env", "algorithm", "pixels") if recorded.get(name)}
     shipped = resolve(asked).settings().to_dict()
     changed = {name for name, value in recorded.items() if shipped[name] != value} - OF_THE_COMMAND
+    if record.parts[0] == "batch-size":
+        changed -= of_the_batch(record)
     assert changed == set().union(*idle(settings, changed).values())
+
+
+def of_the_batch(record: Path) -> set[str]:
+    """Settings that a run has by the rule for its batch, whose values are those."""
+    algorithm, batch, power, _ = record.name.split("-")
+    words = batch_size.flags(record.parts[1], algorithm, int(batch), float(power.removeprefix("power")))
+    names = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
+    recorded = yaml.safe_load((RESULTS / record / "settings.yaml").read_text())
+    assert [recorded[name] for name in names] == [float(value) for value in words[1::2]]
+    return set(names)
 
 
 @pytest.mark.parametrize("time", range(3))

@@ -12,6 +12,7 @@ from acktr.agents.forward_pass import Outputs
 from acktr.agents.losses import learnt_advantages
 from acktr.agents.policy import ActorCritic
 from acktr.agents.rollout import Batch
+from acktr.kfac.distributions import log_prob
 from acktr.kfac.trust_region import kls
 
 EXTREME_SHARE = 16
@@ -85,7 +86,7 @@ def measure(
         if policies is not None and after is not None:
             before, actions = policies.distribution, batch.actions[rows]
             columns.setdefault("policy", []).append(kls(before, after))
-            ratio = torch.exp(after.log_prob(actions) - before.log_prob(actions))
+            ratio = torch.exp(log_prob(after, actions) - log_prob(before, actions))
             columns.setdefault("gain", []).append((ratio - 1) * advantages[rows])
         if values is not None and moved is not None:
             columns.setdefault("value", []).append(_value_kl(values.values, moved, sigma))

@@ -31,6 +31,7 @@ from acktr.agents.value_scale import ValueScale
 from acktr.errors import UserError
 from acktr.kfac import KFAC, EmpiricalFisher, Fisher, GaussNewton, Joint, Metric, NoisyKFAC
 from acktr.kfac.distributed import Ranks
+from acktr.kfac.distributions import log_prob
 from acktr.kfac.draws import Source
 
 
@@ -218,7 +219,7 @@ class Learner:
     def _policy_metric(self, part: Policies, batch: Batch, draws: Source) -> Metric:
         settings = self.settings
         if settings.fisher == "empirical":
-            log_probs = part.distribution.log_prob(batch.actions[part.rows])
+            log_probs = log_prob(part.distribution, batch.actions[part.rows])
             advantages = learnt_advantages(batch, normalize=settings.normalize_advantages)
             return EmpiricalFisher(example_losses=-log_probs * advantages[part.rows])
         # the rollout's own actions are most often draws from the policy that is being differentiated

@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 
 from acktr.agents.part import Part
 from acktr.agents.rollout import Batch
+from acktr.kfac.distributions import entropy, log_prob
 
 Rows = Tensor | slice
 """Which rows of a batch: an index or a slice."""
@@ -56,8 +57,8 @@ def policy_losses(parts: Sequence[Policies], batch: Batch, *, normalize_advantag
     """
     advantages = learnt_advantages(batch, normalize=normalize_advantages)
     weights = _joined_weights(parts, batch)
-    losses = [-part.distribution.log_prob(batch.actions[part.rows]) * advantages[part.rows] for part in parts]
-    entropies = [part.distribution.entropy() for part in parts]
+    losses = [-log_prob(part.distribution, batch.actions[part.rows]) * advantages[part.rows] for part in parts]
+    entropies = [entropy(part.distribution) for part in parts]
     return batch.mean_share(torch.cat(losses), weights), batch.mean_share(torch.cat(entropies), weights)
 
 

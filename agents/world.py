@@ -156,16 +156,21 @@ class World:
     def loss(self, error: LostRankError) -> RunError:
         """What to say when others cannot be reached: which ones those are, as far as the rest can tell."""
         assert self._store is not None
-        self._store.set(str(self.rank), socket.gethostname())
-        with contextlib.suppress(RuntimeError):  # of the error that is being reported
-            dist.destroy_process_group()  # so that those that wait for this process know, too
-        missing = set(range(self.size)) - {self.rank}
-        until = time.monotonic() + MARKING_SECONDS
-        while missing and time.monotonic() < until:
-            missing = {rank for rank in missing if not self._store.check([str(rank)])}
-            time.sleep(0.05)
+        number, total = dist.get_rank(), dist.get_world_size()
+        missing: set[int] = set()
+        try:
+            self._store.set(str(number), socket.gethostname())
+            with contextlib.suppress(RuntimeError):  # of the error that is being reported
+                dist.destroy_process_group()  # so that those that wait for this process know, too
+            missing = set(range(total)) - {number}
+            until = time.monotonic() + MARKING_SECONDS
+            while missing and time.monotonic() < until:
+                missing = {rank for rank in missing if not self._store.check([str(rank)])}
+                time.sleep(0.05)
+        except RuntimeError as gone:  # the process that held the store
+            return RunError(f"the ranks lost one another ({error}; {' '.join(str(gone).split())[:80]})")
         lost = ", ".join(map(str, sorted(missing)))
-        who = f"rank {lost} of {self.size} ended or did not answer" if missing else "the ranks lost one another"
+        who = f"rank {lost} of {total} ended or did not answer" if missing else "the ranks lost one another"
         return RunError(f"{who} ({error})")
 
 

@@ -146,43 +146,40 @@ def measured(case: Mapping[str, Any]) -> dict[str, Any] | None:
                     updater.update(batch, progress=0.1)
                 clock.lap()
         trainer.collector.environment.close()
-        everyone = world.gather(_by_part(clock.laps))
+        everyone = world.gather([_by_part(lap) for lap in clock.laps])
         if not world.leads:
             return None
         number, size = Counter[str](), Counter[str]()
         for ranks in groups:
             number += ranks.messages_sent
             size += ranks.bytes_sent
-        load = _load(settings, world, updater, part.count, number, size)
+        load = _load(settings, world, updater, number, size)
         return {"seconds": _together(everyone), "load": dataclasses.asdict(load)}
 
 
-def _by_part(laps: list[dict[str, float]]) -> dict[str, float]:
-    """Seconds of one process's updates by part, means; "messages" are what it waited for."""
+def _by_part(lap: dict[str, float]) -> dict[str, float]:
+    """Seconds of one process's update by part; "messages" are what it waited for."""
     found = dict.fromkeys(PARTS, 0.0)
-    for lap in laps:
-        for path, seconds in lap.items():
-            if path.endswith("::communication"):
-                found["messages"] += seconds / len(laps)
-            elif "kfac::inverses" in path:
-                found["inverses"] += seconds / len(laps)
-            else:
-                found["rollout" if path.startswith("rollout") else "rows"] += seconds / len(laps)
+    for path, seconds in lap.items():
+        if path.endswith("::communication"):
+            found["messages"] += seconds
+        elif "kfac::inverses" in path:
+            found["inverses"] += seconds
+        else:
+            found["rollout" if path.startswith("rollout") else "rows"] += seconds
     return found
 
 
-def _together(everyone: list[dict[str, float]]) -> dict[str, float]:
-    """Of all processes: the mean work, the inverses of whoever has most of them, and as messages what is left."""
-    whole = max(sum(times.values()) for times in everyone)
-    rollout, rows = (statistics.mean(times[part] for times in everyone) for part in ("rollout", "rows"))
-    inverses = max(times["inverses"] for times in everyone)
+def _together(everyone: list[list[dict[str, float]]]) -> dict[str, float]:
+    """Of all processes, means over the updates: work, inverses of whoever has most in an update, and what is left."""
+    whole = max(statistics.mean(sum(lap.values()) for lap in laps) for laps in everyone)
+    rollout, rows = (statistics.mean(lap[part] for laps in everyone for lap in laps) for part in ("rollout", "rows"))
+    inverses = statistics.mean(max(lap["inverses"] for lap in laps) for laps in zip(*everyone, strict=True))
     rest = whole - rollout - rows - inverses if len(everyone) > 1 else 0.0
     return {"rollout": rollout, "rows": rows, "inverses": inverses, "messages": max(0.0, rest), "whole": whole}
 
 
-def _load(
-    settings: Settings, world: World, updater: ACKTRUpdater, here: int, number: Counter[str], size: Counter[str]
-) -> Load:
+def _load(settings: Settings, world: World, updater: ACKTRUpdater, number: Counter[str], size: Counter[str]) -> Load:
     refreshes = cubes = 0.0
     for learner in updater._learners().values():
         units, pace = learner.optimizer.units, learner.optimizer.estimate.pace
@@ -199,16 +196,16 @@ def _load(
             cubes += sum(longest) / UPDATES
     spread = ("inverses", "directions")
     added = [kind for kind in number if kind not in spread]
-    # ended episodes travel as objects, with their sizes before them
+    # ended episodes travel as objects, with their sizes before them: a gather has half the hops of a sum
     return Load(
         task=settings.env,
         processes=world.size,
         cores=machine()["cores"],
         steps=settings.num_steps,
-        environments=here,
+        environments=-(-settings.num_envs // world.size),
         refreshes=refreshes,
         cubes=cubes,
-        sums=sum(number[kind] for kind in added) / UPDATES + 2 * (not world.is_alone),
+        sums=sum(number[kind] for kind in added) / UPDATES + (not world.is_alone),
         sum_bytes=sum(size[kind] for kind in added) / UPDATES,
         broadcasts=sum(number[kind] for kind in spread) / UPDATES,
         broadcast_bytes=sum(size[kind] for kind in spread) / UPDATES,

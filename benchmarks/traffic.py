@@ -93,7 +93,7 @@ def traffic(learner: Learner, settings: Settings, updates: int, figures: int) ->
             found["factors"] += 4 * sum(
                 factor_numbers(
                     unit,
-                    thinned=settings.position_stride > 1,
+                    thinned=settings.position_stride > 1 and settings.conv_factors == "expand",
                     steps=settings.kfoc_steps if step else max(settings.kfoc_steps, COLD_STEPS),
                     has_basis=index in refreshed,
                 )
@@ -104,6 +104,7 @@ def traffic(learner: Learner, settings: Settings, updates: int, figures: int) ->
         due |= set(range(number)) - refreshed
         if settings.inverse_placement == "owner":
             found["directions"] += 4 * sum(map(direction_numbers, optimizer.units))
+            found["inverses"] += 4 * sum(2 * isinstance(optimizer.units[index].block, Decomposed) for index in due)
         else:
             found["inverses"] += 4 * sum(inverse_numbers(optimizer.units[index], settings) for index in due)
         refreshed |= due

@@ -45,6 +45,12 @@ CASES: dict[str, dict[str, Any]] = {
     "CartPole, a torso for each head": {**BRIEFLY, **OWN_TORSOS},
     "CartPole, a quarter of the rows": {**BRIEFLY, "stat_fraction": 0.25, "kl_fraction": 0.125, "overlap": True},
     "CartPole, fewer rows in a sample than ranks": {**BRIEFLY, "num_steps": 8, "stat_fraction": 0.02},
+    "Pendulum, fewer rows in a sample than ranks": {
+        **BRIEFLY,
+        "env": "Pendulum-v1",
+        "num_steps": 8,
+        "stat_fraction": 0.02,
+    },
     "CartPole, noisy": {**BRIEFLY, "exploration": "noisy-kfac"},
     "Pendulum": {**BRIEFLY, **OWN_TORSOS, "env": "Pendulum-v1"},
     "CartPole, float32, kfac": {**CARTPOLE, "dtype": "float32", "lr": 0.05},

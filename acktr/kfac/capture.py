@@ -136,6 +136,13 @@ def calls_of(
     return [gradients for gradients in own if gradients]
 
 
+def no_call(module: nn.Module, inputs: Tensor, gradient: Tensor) -> tuple[Call, Tensor]:
+    """A use of a module that was not made, on no rows, with the gradient at its output: whose sums are all 0."""
+    edge = get_gradient_edge(torch.zeros((), requires_grad=True))
+    shape = tuple(gradient.shape)
+    return Call(module=module, inputs=inputs, version=inputs._version, edge=edge, output_shape=shape), gradient
+
+
 def _source(output: Tensor) -> Tensor:
     # A linear layer on more than two axes returns a reshaped view of a matrix product. Writing in place to a view
     # replaces the view's node by a new one hanging off the base, so the edge is taken at the base.

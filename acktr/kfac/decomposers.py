@@ -15,16 +15,16 @@ DampingOf = Callable[[Unit], Damping]
 class Decomposer(Protocol):
     """Keeps the inverses of a model's units up to date."""
 
-    def wants(self, unit: Unit) -> bool:
-        """Whether this process is to have the unit's decomposition."""
+    def lacks(self, unit: Unit) -> bool:
+        """Whether a unit with statistics has no decomposition yet, wherever it is to be; the same on all ranks."""
         ...
 
     def refresh(self, units: Sequence[Unit], damping_of: DampingOf, step: int) -> list[RefreshReport]:
         """Decompose these units, which are due, at this step; called at every step, also with none."""
         ...
 
-    def gather(self, units: Sequence[Unit]) -> None:
-        """Make all decompositions in use be here, for a checkpoint."""
+    def gather(self, units: Sequence[Unit]) -> list[RefreshReport]:
+        """Make all decompositions in use be here, for a checkpoint; reports of those that were under way."""
         ...
 
     def directions(self, units: Sequence[Unit], compute: Callable[[Unit], Tensor]) -> list[Tensor]:
@@ -35,16 +35,17 @@ class Decomposer(Protocol):
 class Here:
     """Everything in this process."""
 
-    def wants(self, unit: Unit) -> bool:
-        """Yes."""
-        return True
+    def lacks(self, unit: Unit) -> bool:
+        """Whether it was never decomposed."""
+        return unit.block.missing == "inverse"
 
     def refresh(self, units: Sequence[Unit], damping_of: DampingOf, step: int) -> list[RefreshReport]:
         """Decompose them."""
         return decomposed(units, damping_of)
 
-    def gather(self, units: Sequence[Unit]) -> None:
+    def gather(self, units: Sequence[Unit]) -> list[RefreshReport]:
         """They are here."""
+        return []
 
     def directions(self, units: Sequence[Unit], compute: Callable[[Unit], Tensor]) -> list[Tensor]:
         """Compute them."""

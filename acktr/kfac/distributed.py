@@ -81,6 +81,8 @@ class Ranks:
         self.server = server
         self.rank = dist.get_rank(group) if server is None else -1
         self.size = dist.get_world_size(group) if server is None else 0
+        backend = str(dist.get_backend_config(group))
+        self._host = torch.device("cpu" if "gloo" in backend or not torch.cuda.is_available() else "cuda")
         self.bytes_sent: collections.Counter[str] = collections.Counter()
         self.messages_sent: collections.Counter[str] = collections.Counter()
 
@@ -99,6 +101,14 @@ class Ranks:
         exchange = Exchange(self, kind=kind)
         exchange.send([Sum(tensor) for tensor in tensors])
         return exchange.received()
+
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Whether a thing holds on any rank, for each of several; waits, in the host's memory where the group can."""
+        told = torch.tensor(flags, dtype=torch.float32, device=self._host)
+        self.count(told, kind="figures")
+        with record_function("kfac::communication"), LostRankError.watched():
+            dist.all_reduce(told, group=self._group)
+        return [value > 0 for value in told.tolist()]
 
     def start_sum(self, flat: Tensor, *, kind: str) -> dist.Work:
         """Begin to add up a tensor in its place; `wait` for what is returned."""
@@ -255,7 +265,7 @@ def unpacked(flat: Tensor, sums: Sequence[Sum]) -> Iterator[Tensor]:
     """What messages one behind another hold, in the shapes of these sums, symmetric ones in their memory."""
     parts = torch.split(flat, [_entries(item) for item in sums])
     for item, part in zip(sums, parts, strict=True):
-        yield _from_strips(part, item.total) if item.symmetric else part.view(item.total.shape)
+        yield _from_strips(part, item.total) if item.symmetric else part.view(item.total.shape).to(item.total)
 
 
 def _from_strips(flat: Tensor, matrices: Tensor) -> Tensor:

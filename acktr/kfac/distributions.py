@@ -62,6 +62,25 @@ class MultiCategorical(Distribution):
         return torch.stack([part.entropy() for part in parts]).sum(0)
 
 
+def log_prob(distribution: Distribution, outcomes: Tensor) -> Tensor:
+    """Log-density (N,) of outcomes; torch's own of an `Independent` fails on no rows."""
+    if type(distribution) is not Independent:
+        return distribution.log_prob(outcomes)
+    return _joint(log_prob(distribution.base_dist, outcomes), distribution)
+
+
+def entropy(distribution: Distribution) -> Tensor:
+    """(N,) nats; likewise."""
+    if type(distribution) is not Independent:
+        return distribution.entropy()
+    return _joint(entropy(distribution.base_dist), distribution)
+
+
+def _joint(terms: Tensor, distribution: Independent) -> Tensor:  # type: ignore[type-arg]  # no generic type in older torch
+    axes = distribution.reinterpreted_batch_ndims
+    return terms.sum(tuple(range(-axes, 0))) if axes else terms
+
+
 def divergence(before: Distribution, after: Distribution) -> Tensor:
     """KL(before || after) of each distribution of the batch, summed over all axes but the first: (N,), nats.
 

@@ -11,6 +11,7 @@ from torch.profiler import record_function
 
 from acktr.kfac.averages import Share
 from acktr.kfac.batches import additions
+from acktr.kfac.blocks import RefreshReport
 from acktr.kfac.capture import Recorder
 from acktr.kfac.chains import chained
 from acktr.kfac.curvatures import BlockChoice
@@ -59,6 +60,7 @@ class FisherEstimate:
         ranks: Ranks | None = None,
         placement: InversePlacement = "broadcast",
     ) -> None:
+        self._any_of = None if ranks is None else ranks.any_of
         self._together = None if ranks is None else Together(ranks)
         self.choice = choice
         self.pace = pace
@@ -109,9 +111,15 @@ class FisherEstimate:
         before = 0
         if self.counted == self.steps:  # a further part of one step's batch: the first has aged what is older
             share, before = Share(keep=1.0, add=share.add), self._taken
-        thinning = self.pace.thinning(turn, before, places)
+        thinning = self.pace.thinning(turn, before if places is None else 0, places)
         found = additions(
-            self.units, metric, weights, calls, share=share, thinning=thinning, is_whole=self._together is None
+            self.units,
+            metric,
+            weights,
+            calls,
+            share=share,
+            thinning=thinning,
+            any_of=self._any_of,
         )
         if found is None:
             return
@@ -137,8 +145,7 @@ class FisherEstimate:
         due = [
             unit
             for index, unit in enumerate(self.units)
-            if (unit.block.missing == "inverse" and self._decomposer.wants(unit))
-            or self.pace.is_due(index, len(self.units), steps=self.steps)
+            if self._decomposer.lacks(unit) or self.pace.is_due(index, len(self.units), steps=self.steps)
         ]
         self.refresh(due, damping_of)
         return due
@@ -150,7 +157,9 @@ class FisherEstimate:
         Further reads where a rung of the guard ladder fails, and for each eigenbasis, which torch itself looks at.
         """
         self.settle()
-        reports = self._decomposer.refresh(units, damping_of, self.steps)
+        self._count(self._decomposer.refresh(units, damping_of, self.steps))
+
+    def _count(self, reports: Sequence[RefreshReport]) -> None:
         self.refresh_count += len(reports)
         self.retry_count += sum(report.retries for report in reports)
         self.stale_count += sum(report.stale for report in reports)
@@ -162,7 +171,7 @@ class FisherEstimate:
     def state_dict(self) -> dict[str, Any]:
         """Factors with their masses, inverses in use, phase and counters; where there are ranks, called by all."""
         self.settle()
-        self._decomposer.gather(self.units)
+        self._count(self._decomposer.gather(self.units))
         return {
             "choice": dataclasses.asdict(self.choice),
             "blocks": {unit.name: unit.block.state_dict() for unit in self.units},
@@ -188,7 +197,9 @@ class FisherEstimate:
             unit.check(state["blocks"][unit.name])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave, and `check` has passed."""
+        """Take back what `state_dict` gave, and `check` has passed; where there are ranks, called by all."""
+        self.settle()  # what is under way belongs to what was before
+        self._decomposer.gather(self.units)
         for unit in self.units:
             unit.block.load_state_dict(state["blocks"][unit.name])
         self.steps = state["steps"]

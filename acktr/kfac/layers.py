@@ -134,6 +134,24 @@ def gradient_rows(module: Affine, gradients: Tensor) -> Tensor:
     return rows.reshape(*rows.shape[:2], module.groups, rows.shape[2] // module.groups)
 
 
+def without_rows(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs of no example for a layer, of the smallest size that it takes, and gradients at its outputs.
+
+    Args:
+        module: the layer.
+        like: of the precision and on the device that they shall have.
+    """
+    if isinstance(module, nn.Linear):
+        return like.new_empty(0, module.in_features), like.new_empty(0, module.out_features)
+    if isinstance(module, nn.Conv2d):
+        spans = [size * (kernel - 1) + 1 for size, kernel in zip(module.dilation, module.kernel_size, strict=True)]
+        inputs = like.new_empty(0, module.in_channels, *spans)
+        return inputs, like.new_empty(0, module.out_channels, *_output_size(module, inputs))
+    assert isinstance(module, NORM_TYPES)
+    shape = module.normalized_shape if isinstance(module, nn.LayerNorm) else module.weight.shape
+    return like.new_empty(0, *shape), like.new_empty(0, *shape)
+
+
 def norm_gradients(module: Norm, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
     """Per-example gradients of a normalisation layer's scale and shift.
 
@@ -145,6 +163,9 @@ def norm_gradients(module: Norm, inputs: Tensor, gradients: Tensor) -> tuple[Ten
     Returns:
         (N, parameters) for the scale and for the shift.
     """
+    if not len(inputs):  # which torch's functions refuse
+        none = gradients.new_zeros(0, module.weight.numel())
+        return none, none.clone()
     if isinstance(module, nn.LayerNorm):
         normalised = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
         width = module.weight.numel()

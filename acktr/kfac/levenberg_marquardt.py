@@ -80,7 +80,7 @@ class LevenbergMarquardt:
 
     Raises:
         TypeError: an optimizer of another kind.
-        ValueError: a setting out of range, or the optimizer of another model.
+        ValueError: a setting out of range, the optimizer of another model, or one of several ranks.
     """
 
     def __init__(
@@ -98,6 +98,8 @@ class LevenbergMarquardt:
     ) -> None:
         if not isinstance(optimizer, KFAC) or isinstance(optimizer, NoisyKFAC):
             raise TypeError(f"LevenbergMarquardt takes a KFAC of the model, got {type(optimizer).__name__}")
+        if optimizer.ranks is not None:
+            raise ValueError("LevenbergMarquardt takes one process: its exact products would be of a rank's part alone")
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         if {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} != trained:
             raise ValueError("the optimizer has other parameters than the model: make it of this model")

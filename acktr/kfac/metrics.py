@@ -16,7 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, distributions
 
-from acktr.kfac.distributions import MultiCategorical
+from acktr.kfac.distributions import MultiCategorical, log_prob
 from acktr.kfac.draws import Source, exponential, normal, uniform
 
 FisherKind = Literal["sampled", "exact"]
@@ -88,7 +88,7 @@ class Fisher:
         shape = self.distribution.batch_shape + self.distribution.event_shape
         if outcome.shape != shape:
             raise ValueError(f"draw takes outcomes of shape {tuple(shape)}, got {tuple(outcome.shape)}")
-        return -_per_example(self.distribution.log_prob(outcome)).unsqueeze(0)
+        return -_per_example(log_prob(self.distribution, outcome)).unsqueeze(0)
 
     def exact_losses(self) -> Tensor:
         """(C, N): a column per outcome of each Categorical, one per Bernoulli, two per Gaussian dimension.

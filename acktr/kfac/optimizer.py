@@ -231,7 +231,8 @@ class KFAC(PlainOptimizer):
             metric: what to estimate, built from the outputs of the captured forward passes.
             weights: (N,) non-negative weights of the examples; a row of weight 0 has no influence whatever it holds.
             places: of the examples in the whole batch, where other ranks hold the rest of it, so that each keeps the
-                grid of positions that `position_stride` gives it there. None counts this rank's examples.
+                grid of positions that `position_stride` gives it there; of several parts before one step they count on.
+                None counts this rank's examples.
 
         Raises:
             TypeError: it is no metric.
@@ -294,6 +295,8 @@ class KFAC(PlainOptimizer):
     @torch.no_grad()
     def advance(self) -> None:
         """Refresh the inverses that are due and count a step, before a step of one's own by `natural_gradient`."""
+        with record_function("kfac::factors"):
+            self.estimate.settle()
         with record_function("kfac::inverses"), torch.autocast(self._device.type, enabled=False):
             self._refresh_due()
         self._last = AppliedStep(self.scale)

@@ -40,6 +40,7 @@ class Placement:
         self._ranks = ranks
         self._kind = kind
         costs = [refresh_cost(unit) for unit in units]
+        self._elsewhere: set[int] = set()  # what other owners have, where it stays with them
         self._owner = {id(unit): owner for unit, owner in zip(units, owners(costs, ranks.size), strict=True)}
         for unit in units:
             if kind == "owner" and isinstance(unit.block, Decomposed) and not isinstance(unit.block, _OWNABLE):
@@ -52,20 +53,36 @@ class Placement:
         """Whether this process decomposes the unit's block; of a block that takes no work every process does."""
         return not isinstance(unit.block, Decomposed) or self._owner[id(unit)] == self._ranks.rank
 
-    def wants(self, unit: Unit) -> bool:
-        """Whether this process is to have the unit's decomposition."""
-        return self._kind == "broadcast" or self.is_mine(unit)
+    def lacks(self, unit: Unit) -> bool:
+        """Whether its owner has never decomposed it."""
+        return unit.block.missing == "inverse" and id(unit) not in self._elsewhere
 
     def refresh(self, units: Sequence[Unit], damping_of: DampingOf, step: int) -> list[RefreshReport]:
         """Decompose those that are this rank's, and where they are broadcast take the others' into use."""
         mine = [unit for unit in units if self.is_mine(unit)]
         made = dict(zip(map(id, mine), decomposed(mine, damping_of), strict=True))
-        return self.spread(units, made) if self._kind == "broadcast" else list(made.values())
+        return self.spread(units, made) if self._kind == "broadcast" else self._told(units, made)
 
-    def gather(self, units: Sequence[Unit]) -> None:
+    def gather(self, units: Sequence[Unit]) -> list[RefreshReport]:
         """Make every rank have all decompositions in use, as a checkpoint wants them."""
         if self._kind == "owner":
             self.spread(units, {id(unit): _in_use(unit) for unit in units if self.is_mine(unit)})
+        return []
+
+    def _told(self, units: Sequence[Unit], made: Mapping[int, RefreshReport]) -> list[RefreshReport]:
+        """Reports of all owners, whose decompositions stay with them."""
+        travelling = [unit for unit in units if self._travels(unit)]
+        if not travelling:
+            return [made.get(id(unit), RefreshReport()) for unit in units]
+        own = [made[id(unit)] if self.is_mine(unit) else RefreshReport() for unit in travelling]
+        figures = travelling[0].parameters[0].new_tensor([[report.retries, report.stale] for report in own])
+        (total,) = self._ranks.add_up([figures.float()], kind="inverses")
+        found = dict(made)
+        for unit, (retries, stale) in zip(travelling, total.tolist(), strict=True):
+            found[id(unit)] = RefreshReport(retries=int(retries), stale=bool(stale))
+            if not stale and not self.is_mine(unit):
+                self._elsewhere.add(id(unit))
+        return [found.get(id(unit), RefreshReport()) for unit in units]
 
     def directions(self, units: Sequence[Unit], compute: Callable[[Unit], Tensor]) -> list[Tensor]:
         """Preconditioned gradients of some units, each made by a rank that has its inverse.
@@ -91,7 +108,8 @@ class Placement:
             self._ranks.wait(work)
             sizes = [_room(unit).numel() for unit in own]
             for unit, part in zip(own, torch.split(flat, sizes), strict=True):
-                found[id(unit)] = part.view(_room(unit).shape)
+                room = _room(unit)
+                found[id(unit)] = part.view(room.shape).to(room)
         return [found[id(unit)] for unit in units]
 
     def spread(self, units: Sequence[Unit], made: Mapping[int, RefreshReport]) -> list[RefreshReport]:

@@ -6,6 +6,7 @@ that many steps, always, and a run does not depend on who was quick. A block tha
 """
 
 import collections
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from acktr.kfac.kronecker import KroneckerBlock
 from acktr.kfac.placement import message_of, read_messages, refresh_cost
 from acktr.kfac.small_blocks import FullBlock
 from acktr.kfac.sums import Sum
-from acktr.kfac.units import Unit, WeightUnit
+from acktr.kfac.units import Unit, WeightUnit, statistics_dtype
 
 _STOP = -1
 
@@ -56,9 +57,9 @@ class Remote:
         self._server = _assigned(units, len(ranks.servers))
         self._pending: collections.deque[_Request] = collections.deque()
 
-    def wants(self, unit: Unit) -> bool:
-        """Yes: answers go to all workers."""
-        return True
+    def lacks(self, unit: Unit) -> bool:
+        """Whether no answer about it has come."""
+        return unit.block.missing == "inverse"
 
     def refresh(self, units: Sequence[Unit], damping_of: DampingOf, step: int) -> list[RefreshReport]:
         """Take what is old enough into use, and ask for what is due."""
@@ -75,9 +76,9 @@ class Remote:
             reports += self._drain()
         return reports
 
-    def gather(self, units: Sequence[Unit]) -> None:
+    def gather(self, units: Sequence[Unit]) -> list[RefreshReport]:
         """Take into use whatever was asked for: a checkpoint holds no requests."""
-        self._drain()
+        return self._drain()
 
     def directions(self, units: Sequence[Unit], compute: Callable[[Unit], Tensor]) -> list[Tensor]:
         """Compute them here."""
@@ -95,7 +96,8 @@ class Remote:
         if self._ranks.rank == 0:
             due = {id(unit) for unit in units}
             damping = [float(damping_of(unit)) if id(unit) in due else torch.nan for unit in self._units]
-            factors = torch.cat([packed(Sum(value, symmetric=True)) for unit in units for value in _values(unit)])
+            values = [packed(Sum(value, symmetric=True)) for unit in units for value in _values(unit)]
+            factors = torch.cat(values).to(_dtype(self._units))
             head = torch.tensor([self._index], device=factors.device)
             for message in (head, factors.new_tensor(damping), factors):
                 with LostRankError.watched():
@@ -135,10 +137,11 @@ def serve(ranks: Ranks, models: Sequence[Sequence[Unit]]) -> None:
     number = ranks.server
     assert number is not None
     group, me = ranks.servers[number]
-    like = torch.empty(0, device=models[0][0].parameters[0].device, dtype=_dtype(models[0][0]))
-    head = torch.empty(1, dtype=torch.int64, device=like.device)
+    device = models[0][0].parameters[0].device
+    head = torch.empty(1, dtype=torch.int64, device=device)
     while (index := int(_received(head, group))) != _STOP:
         units = models[index]
+        like = torch.empty(0, device=device, dtype=_dtype(units))
         assigned = _assigned(units, len(ranks.servers))
         damping = _received(like.new_empty(len(units)), group)
         own = {
@@ -152,7 +155,8 @@ def serve(ranks: Ranks, models: Sequence[Sequence[Unit]]) -> None:
         values = unpacked(flat, items)
         for unit in due:
             for average in _averages(unit):
-                average.value, average.mass = next(values), like.new_ones(())
+                average.value = next(values).to(statistics_dtype(unit.parameters[0]))
+                average.mass = average.value.new_ones(())
         reports = decomposed(due, _by_identity(own))
         answer = torch.cat([message_of(unit, report) for unit, report in zip(due, reports, strict=True)])
         with LostRankError.watched():
@@ -209,5 +213,7 @@ def _shapes(unit: Unit) -> list[tuple[int, int, int]]:
     return [(groups, columns, columns), (groups, rows, rows)]
 
 
-def _dtype(unit: Unit) -> torch.dtype:
-    return torch.promote_types(unit.parameters[0].dtype, torch.float32)
+def _dtype(units: Sequence[Unit]) -> torch.dtype:
+    """That holds the statistics of all."""
+    dtypes = [statistics_dtype(parameter) for unit in units for parameter in unit.parameters]
+    return functools.reduce(torch.promote_types, dtypes)

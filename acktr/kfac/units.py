@@ -183,22 +183,28 @@ class StandaloneUnit(Unit):
 
     block: FullBlock
 
-    def update(self, losses: Tensor, weights: Tensor | None, share: Share) -> Sums[None] | None:
-        """Add a batch.
+    def gradients(self, losses: Tensor | None) -> Tensor | None:
+        """Those of the examples, (C, N, d); None where these do not depend on the parameter.
 
         Args:
             losses: (C, N) exact per-example losses of the metric, with their graph.
+        """
+        return None if losses is None else per_example_gradients(losses, self.parameters[0])
+
+    def update(self, gradients: Tensor | None, weights: Tensor | None, share: Share, *, examples: int) -> Sums[None]:
+        """Add a batch.
+
+        Args:
+            gradients: (C, N, d) of the examples; None counts them as 0.
             weights: (N,) or None.
             share: of the batch.
-
-        Returns:
-            None where the losses do not depend on the parameter.
+            examples: N.
         """
-        gradients = per_example_gradients(losses, self.parameters[0])
-        if gradients is None:
-            return None
-        rows = torch.cat([weighted_rows(gradient, weights) for gradient in gradients])
-        return self.block.update(rows, total_weight(losses.shape[1], weights, rows), share)
+        like = torch.empty(0, self.parameters[0].numel()).to(self.parameters[0])
+        rows = torch.cat(
+            [like, *(weighted_rows(gradient, weights) for gradient in (() if gradients is None else gradients))]
+        )
+        return self.block.update(rows, total_weight(examples, weights, rows), share)
 
 
 def build_units(model: nn.Module, choice: BlockChoice) -> tuple[list[Unit], list[str]]:

@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _report(error, 1)
     except KeyboardInterrupt:
-        print("acktr: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the others say nothing of their own
+            print("acktr: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader (`acktr presets | head`) has enough; without this, Python complains again at exit.

@@ -1,6 +1,7 @@
 """The library's front door: `ACKTR(env).learn(n)`, `.predict(obs)`, `.save(path)`, `load(path)`."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -36,6 +37,7 @@ from acktr.envs.make import EnvironmentLike, describe
 from acktr.envs.registry import find_spec
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
+from acktr.process import world_size
 
 
 class Agent:
@@ -86,6 +88,12 @@ class Agent:
         verbose: bool,
         notes: Sequence[str] = (),
     ) -> None:
+        if world_size() > 1:
+            warnings.warn(
+                f"{world_size()} processes were started together, and each makes an agent of its own here; `acktr "
+                "train` trains one over all of them",
+                stacklevel=3,
+            )
         self._env, self._total_timesteps = env, settings.total_timesteps
         self._run_dir = None if run_dir is None else Path(run_dir)
         environment = make_environment(settings, env)

@@ -20,6 +20,7 @@ import yaml
 from acktr.agents.files import link_atomically, remove_temporaries, write_text_atomically
 from acktr.agents.settings import Settings
 from acktr.errors import RunError, UserError
+from acktr.process import world_size
 
 if TYPE_CHECKING:
     from acktr.agents.checkpoint import Loaded
@@ -319,6 +320,7 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cpus_usable": len(affinity),
+        "processes": world_size(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
     if torch is not None:

@@ -35,6 +35,7 @@ from acktr.envs.vector import VectorEnvironment
 from acktr.errors import RunError, UserError
 from acktr.kfac.distributed import LostRankError, Ranks
 from acktr.kfac.service import dismiss, serve
+from acktr.process import world_size
 
 TOGETHER_SECONDS = 5.0
 """Ctrl-C reaches each process of torchrun's twice, from the terminal and from torchrun."""
@@ -62,6 +63,8 @@ def train(settings: Settings, *, run_dir: Path | None, notes: Sequence[str] = ()
         raise UserError("--max-restarts goes on with the run after a failure, and needs --run-dir to find it")
     if run_dir is not None and restarts() and (run_dir / SETTINGS_FILE).is_file():
         return resume(run_dir)
+    if settings.curvature_ranks and settings.algorithm != "acktr":
+        raise UserError(f"curvature_ranks make inverses, and algorithm {settings.algorithm} has none; leave them out")
     with joined(settings.rank_timeout, curvature_ranks=settings.curvature_ranks) as world:
         return _run(settings, world, lambda complete: RunFolder.create(complete, run_dir), notes=notes)
 
@@ -96,7 +99,9 @@ def resume(run: Path, *, total_timesteps: int | None = None, device: str | None 
         folder.record_start()
         return folder
 
-    with joined(settings.rank_timeout, curvature_ranks=settings.curvature_ranks) as world:
+    # what processes did is no part of a checkpoint: one alone makes its inverses by itself
+    curvature_ranks = 0 if world_size() == 1 else settings.curvature_ranks
+    with joined(settings.rank_timeout, curvature_ranks=curvature_ranks) as world:
         found = world.led(folder.load_latest, by_all=True)
         state = None if found is None else found[1].state
         done = 0 if state is None else state["timesteps"]
@@ -155,9 +160,12 @@ def _run(
             for note in (*notes, *environment.notes, reason, precision):
                 reporter.message(note)
             if not world.is_alone:
-                more = f", and {settings.curvature_ranks} for inverses" if settings.curvature_ranks else ""
+                servers = settings.curvature_ranks
+                shares = sorted({settings.num_envs // world.size, -(-settings.num_envs // world.size)})
+                more = f", and {servers} more for inverses" if servers else ""
                 reporter.message(
-                    f"processes: {world.size}, {number} of {settings.num_envs} environments in this one{more}"
+                    f"processes: {world.size + servers}; {world.size} with {' or '.join(map(str, shares))} of "
+                    f"{settings.num_envs} environments each{more}"
                 )
             if going_on is None:
                 reporter.message(f"run folder: {folder.path}")
@@ -191,15 +199,12 @@ def _run(
 
 def _serve(updater: Updater, world: World) -> Path:
     """Make inverses until the other processes have ended."""
-    if not isinstance(updater, ACKTRUpdater):
-        raise UserError("curvature_ranks make inverses, and algorithm a2c has none; leave them out")
+    assert isinstance(updater, ACKTRUpdater)
     assert world.ranks is not None
     # a signal is for those that save; this process ends with them
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         serve(world.ranks, updater.units())
-    except LostRankError as error:
-        raise world.loss(error) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

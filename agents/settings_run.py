@@ -49,8 +49,7 @@ class RunSettings:
         "Under torchrun: seconds after which a process that does not answer counts as lost, which ends the job.",
         typical="60 to 600",
         origin="this project; torch waits 600 on GPUs, 1800 on CPUs",
-        low=0.0,
-        low_open=True,
+        low=1.0,
     )
 
 

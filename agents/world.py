@@ -148,10 +148,7 @@ class World:
         for rank, others in enumerate(everyone):
             for name in sorted(set(everyone[0]) | set(others)):
                 if everyone[0].get(name) != others.get(name):
-                    raise UserError(
-                        f"the processes disagree on '{name}': {everyone[0].get(name)} on rank 0, {others.get(name)} on "
-                        f"rank {rank}; start all of them with the same command and version"
-                    )
+                    raise UserError(_disagreement(name, everyone[0].get(name), others.get(name), rank))
 
     def loss(self, error: LostRankError) -> RunError:
         """What to say when others cannot be reached: which ones those are, as far as the rest can tell."""
@@ -190,7 +187,8 @@ def joined(timeout: float, *, curvature_ranks: int = 0) -> Iterator[World]:
         curvature_ranks: how many of the processes, the last ones, only decompose.
 
     Raises:
-        UserError: that leaves none for the environments.
+        UserError: that leaves none for the environments, or the processes disagree on it.
+        RunError: the processes did not meet, or lost one another, which `LostRankError` says inside.
     """
     total = world_size()
     if curvature_ranks and total <= curvature_ranks:
@@ -206,7 +204,10 @@ def joined(timeout: float, *, curvature_ranks: int = 0) -> Iterator[World]:
     store = PrefixStore(f"acktr/{restarts()}", shared)
     patience = datetime.timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, store=PrefixStore("groups", store), rank=rank, world_size=size, timeout=patience)
+    with _meeting(total, timeout):
+        _agree_on_servers(store, rank, size, curvature_ranks)
+        groups = PrefixStore("groups", store)
+        dist.init_process_group(backend, store=groups, rank=rank, world_size=size, timeout=patience)
     try:
         workers = list(range(size - curvature_ranks))
         sums = dist.new_group(workers, timeout=patience)
@@ -216,10 +217,45 @@ def joined(timeout: float, *, curvature_ranks: int = 0) -> Iterator[World]:
         number = rank - len(workers) if rank >= len(workers) else None
         ranks = Ranks(sums, servers=servers, server=number)
         own_hosts = None if number is not None else Ranks(hosts)
-        yield World(ranks, own_hosts, talk, everyone, PrefixStore("here", store))
+        world = World(ranks, own_hosts, talk, everyone, PrefixStore("here", store))
+        try:
+            yield world
+        except LostRankError as error:
+            raise world.loss(error) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _meeting(total: int, timeout: float) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"the {total} processes did not meet within {timeout:g} s ({' '.join(str(error).split())[:120]}); see what "
+            "the others say, or raise --rank-timeout"
+        ) from error
+
+
+def _agree_on_servers(store: Store, rank: int, size: int, curvature_ranks: int) -> None:
+    """Before the groups are made, which follow from it: processes with other ideas would wait for each other.
+
+    Raises:
+        UserError: the processes disagree.
+    """
+    store.set(f"curvature_ranks/{rank}", str(curvature_ranks))
+    told = [int(store.get(f"curvature_ranks/{other}")) for other in range(size)]
+    for other, number in enumerate(told):
+        if number != told[0]:
+            raise UserError(_disagreement("curvature_ranks", told[0], number, other))
+
+
+def _disagreement(name: str, first: object, other: object, rank: int) -> str:
+    return (
+        f"the processes disagree on '{name}': {first} on rank 0, {other} on rank {rank}; start all of them with the "
+        "same command and version"
+    )
 
 
 def restarts() -> int:

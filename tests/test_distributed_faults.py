@@ -130,12 +130,13 @@ def test_a_process_that_hangs_ends_the_job_in_the_stated_time_with_its_name(tmp_
     assert job.wait_for_checkpoint() >= before
 
 
-def test_processes_with_different_settings_are_refused_at_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["seed", "curvature-ranks"])
+def test_processes_with_different_settings_are_refused_at_the_start(flag: str, tmp_path: Path) -> None:
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     program = str(Path(sys.executable).parent / "acktr")
     ranks = [
         subprocess.Popen(
-            [program, *training(tmp_path, 5000), "--seed", str(rank)],
+            [program, *training(tmp_path, 5000), f"--{flag}", str(rank)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -146,7 +147,8 @@ def test_processes_with_different_settings_are_refused_at_the_start(tmp_path: Pa
     for process in ranks:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 2, errors
-        assert "the processes disagree on 'seed': 0 on rank 0, 1 on rank 1" in errors.replace("\n", " ")
+        name = flag.replace("-", "_")
+        assert f"the processes disagree on '{name}': 0 on rank 0, 1 on rank 1" in errors.replace("\n", " ")
     assert not (tmp_path / "run").exists()
 
 
@@ -177,3 +179,15 @@ def test_a_finished_run_says_so_to_all_of_its_processes(tmp_path: Path, jobs: li
         assert code == 0, output
     assert output.count("nothing is left to do") == 1
     assert "Error" not in output
+    program = str(Path(sys.executable).parent / "acktr")
+    alone = [program, "resume", str(tmp_path / "run"), "--total-timesteps", "4000"]
+    assert subprocess.run(alone, check=False, capture_output=True, cwd=tmp_path).returncode == 0
+    assert timesteps_of(tmp_path / "run")[-1] >= 4000
+
+
+def test_curvature_ranks_of_an_algorithm_without_inverses_are_refused(tmp_path: Path, jobs: list[Job]) -> None:
+    jobs.append(Job(tmp_path, *training(tmp_path, 2000), "--curvature-ranks", "1", "--algorithm", "a2c"))
+    code, output = jobs[-1].end()
+    assert code == 1
+    assert "algorithm a2c has none" in output
+    assert not (tmp_path / "run").exists()

@@ -268,6 +268,12 @@ def test_keywords_that_the_others_leave_without_effect_are_named(capsys: pytest.
     assert "without effect, as network is mlp: conv_features" in shown
 
 
+def test_an_agent_beside_others_of_torchrun_says_that_it_stays_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match="2 processes were started together"):
+        acktr.ACKTR("CartPole-v1", num_envs=1)
+
+
 def test_one_environment_in_place_of_a_function_is_told_so() -> None:
     with pytest.raises(UserError, match="got an environment, 'CartPole-v1'"):
         acktr.ACKTR(gymnasium.make("CartPole-v1"))  # type: ignore[arg-type]

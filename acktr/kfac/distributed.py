@@ -81,8 +81,8 @@ class Ranks:
         self.server = server
         self.rank = dist.get_rank(group) if server is None else -1
         self.size = dist.get_world_size(group) if server is None else 0
-        backend = str(dist.get_backend_config(group))
-        self._host = torch.device("cpu" if "gloo" in backend or not torch.cuda.is_available() else "cuda")
+        by_host = server is not None or "gloo" in str(dist.get_backend_config(group))
+        self._host = torch.device("cpu" if by_host or not torch.cuda.is_available() else "cuda")
         self.bytes_sent: collections.Counter[str] = collections.Counter()
         self.messages_sent: collections.Counter[str] = collections.Counter()
 

@@ -2,18 +2,20 @@
 
 An update is a rollout, the work on a process's rows, the inverses that hold the others up, and messages:
 
-    rollout        T (a + b n) s             T steps of n environments in each process; a, b by environment
-    rows           (u + v r) s               r = T n rows; u, v by environment
-    inverses       p k + q w                 k decompositions, w the sum of n^3 of their factors, by the process that
+    rollout        T (a + b n) c s           T steps of n environments in each process; a, b by environment
+    rows           (u + v r) c s             r = T n rows; u, v by environment
+    inverses       (p k + q w) c             k decompositions, w the sum of n^3 of their factors, by the process that
                                              has most to do at each step, per update
-    messages       x h + y B                 h hops and B bytes
+    messages       (x h + y B) (1 + s) / 2   h hops and B bytes
 
-s is what other busy cores of the machine and processes that share a core cost: (1 + z (busy - 1) / (cores - 1)) max(1,
-processes / cores), with z of rollouts and of rows apart. Sums go round a ring: a message makes 2 (R - 1) hops between R
-processes, and 2 (R - 1) / R times its bytes leave each of them. Broadcasts go down a tree of log2 R levels.
+s = max(1, processes / cores) is for processes that share a core; of a message half is waiting, which they do at the
+same time. c = 1 + z (busy - 1) / (cores - 1) is what other busy cores cost, through memory that is shared and caches
+that messages have emptied: z by environment and by part, for passes through convolutions and a thousand small
+operations suffer differently. Sums go round a ring: a message makes 2 (R - 1) hops between R processes, and 2 (R - 1) / R times
+its bytes leave each of them. Broadcasts go down a tree of log2 R levels.
 
 The terms are fitted one after another by non-negative least squares on relative errors, each to its own share of the
-time: a, b, u, v to runs of one process, z to those of several, then messages to what is left.
+time: a, b, u, v, p, q to runs of one process, z to those of several, then messages to what is left.
 """
 
 import dataclasses
@@ -87,23 +89,25 @@ class Model:
         rows: u of an update and v of a row, by task.
         inverses: p of a decomposition and q of n^3.
         messages: x of a hop and y of a byte.
-        sharing: z of rollouts and of rows: the share by which a busy machine is slower.
+        sharing: z of rollout, rows and inverses by task: the share by which a busy machine is slower, or quicker.
     """
 
     rollout: Mapping[str, tuple[float, float]]
     rows: Mapping[str, tuple[float, float]]
     inverses: tuple[float, float]
     messages: tuple[float, float]
-    sharing: tuple[float, float]
+    sharing: Mapping[str, tuple[float, float, float]]
 
     def predict(self, load: Load) -> dict[str, float]:
         """Seconds of an update by part."""
-        slower = [_slower(share, load) for share in self.sharing]
+        slower = [1 + share * _busy(load) for share in self.sharing[load.task]]
+        turns = max(1.0, load.processes / load.cores)
+        messages = self.messages[0] * load.hops + self.messages[1] * load.bytes_moved
         return {
-            "rollout": slower[0] * load.steps * _line(self.rollout[load.task], load.environments),
-            "rows": slower[1] * _line(self.rows[load.task], load.rows),
-            "inverses": self.inverses[0] * load.refreshes + self.inverses[1] * load.cubes,
-            "messages": self.messages[0] * load.hops + self.messages[1] * load.bytes_moved,
+            "rollout": turns * slower[0] * load.steps * _line(self.rollout[load.task], load.environments),
+            "rows": turns * slower[1] * _line(self.rows[load.task], load.rows),
+            "inverses": slower[2] * (self.inverses[0] * load.refreshes + self.inverses[1] * load.cubes),
+            "messages": messages * (1 + turns) / 2,
         }
 
     def seconds(self, load: Load) -> float:
@@ -115,22 +119,24 @@ def fit(runs: Sequence[tuple[Load, Mapping[str, float]]]) -> Model:
     """The terms from runs of one process and of several, and their seconds by part.
 
     Raises:
-        ValueError: a task has fewer than two runs of one process, or there are none of several.
+        ValueError: a task has fewer than two runs of one process, or none of several.
     """
     alone = [run for run in runs if run[0].processes == 1]
     several = [run for run in runs if run[0].processes > 1]
     rollout, rows = {}, {}
-    for task in sorted({load.task for load, _ in runs}):
+    tasks = sorted({load.task for load, _ in runs})
+    for task in tasks:
         own = [run for run in alone if run[0].task == task]
-        if len(own) < 2 or not several:
+        if len(own) < 2 or not any(load.task == task for load, _ in several):
             raise ValueError(f"{task}: two runs of one process at least, and one of several")
         rollout[task] = _fitted(own, "rollout", lambda load: (load.steps, load.steps * load.environments))
         rows[task] = _fitted(own, "rows", lambda load: (1, load.rows))
-    before = Model(rollout=rollout, rows=rows, inverses=(0.0, 0.0), messages=(0.0, 0.0), sharing=(0.0, 0.0))
+    inverses = _fitted(alone, "inverses", lambda load: (load.refreshes, load.cubes))
+    quiet = dict.fromkeys(tasks, (0.0, 0.0, 0.0))
+    before = Model(rollout=rollout, rows=rows, inverses=inverses, messages=(0.0, 0.0), sharing=quiet)
     return dataclasses.replace(
         before,
-        sharing=(_sharing(several, before, "rollout"), _sharing(several, before, "rows")),
-        inverses=_fitted(runs, "inverses", lambda load: (load.refreshes, load.cubes)),
+        sharing={task: _sharing([run for run in several if run[0].task == task], before) for task in tasks},
         messages=_fitted(several, "messages", lambda load: (load.hops, load.bytes_moved)),
     )
 
@@ -143,17 +149,13 @@ def _busy(load: Load) -> float:
     return (min(load.processes, load.cores) - 1) / max(1, load.cores - 1)
 
 
-def _slower(share: float, load: Load) -> float:
-    return (1 + share * _busy(load)) * max(1.0, load.processes / load.cores)
+def _sharing(several: Sequence[tuple[Load, Mapping[str, float]]], model: Model) -> tuple[float, float, float]:
+    """The shares that lead the means of the ratios to what quiet cores would take to where they are."""
 
+    def share(part: str) -> float:
+        return float(np.mean([(times[part] / model.predict(load)[part] - 1) / _busy(load) for load, times in several]))
 
-def _sharing(several: Sequence[tuple[Load, Mapping[str, float]]], model: Model, part: str) -> float:
-    """The share that leads the mean of the ratios to what one process would take to where it is."""
-    found = [
-        (times[part] / model.predict(load)[part] / max(1.0, load.processes / load.cores) - 1) / _busy(load)
-        for load, times in several
-    ]
-    return max(0.0, float(np.mean(found)))
+    return share("rollout"), share("rows"), share("inverses")
 
 
 def _fitted(

@@ -13,7 +13,7 @@ TRUE = Model(
     rows={"one": (3e-2, 2e-4), "other": (2e-2, 0.0)},
     inverses=(1e-4, 3e-11),
     messages=(2e-4, 1e-9),
-    sharing=(0.2, 0.1),
+    sharing={"one": (0.2, 0.1, 0.0), "other": (-0.1, 0.5, 1.5)},
 )
 
 

@@ -11,8 +11,8 @@ An update is a rollout, the work on a process's rows, the inverses that hold the
 s = max(1, processes / cores) is for processes that share a core; of a message half is waiting, which they do at the
 same time. c = 1 + z (busy - 1) / (cores - 1) is what other busy cores cost, through memory that is shared and caches
 that messages have emptied: z by environment and by part, for passes through convolutions and a thousand small
-operations suffer differently. Sums go round a ring: a message makes 2 (R - 1) hops between R processes, and 2 (R - 1) / R times
-its bytes leave each of them. Broadcasts go down a tree of log2 R levels.
+operations suffer differently. Sums go round a ring: a message makes 2 (R - 1) hops between R processes, and 2 (R - 1) /
+R times its bytes leave each of them. Broadcasts go down a tree of log2 R levels.
 
 The terms are fitted one after another by non-negative least squares on relative errors, each to its own share of the
 time: a, b, u, v, p, q to runs of one process, z to those of several, then messages to what is left.

@@ -218,9 +218,12 @@ def test_state_of_another_model_is_refused() -> None:
         KFAC(nn.Sequential(nn.Linear(3, 4))).load_state_dict(state)
 
 
-def test_inverses_are_refreshed_at_once_at_first_and_in_turn_later() -> None:
+@pytest.mark.parametrize(("staggered", "later"), [(True, [1, 1, 1, 1, 1]), (False, [5, 0, 0, 0, 0])])
+def test_inverses_are_refreshed_at_once_at_first_and_later_in_turn_or_at_the_same_step(
+    staggered: bool, later: list[int]
+) -> None:
     model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)])
-    optimizer = KFAC(model, inverse_interval=5)
+    optimizer = KFAC(model, inverse_interval=5, stagger_inverses=staggered)
     counts = []
     for _ in range(60):
         before = optimizer.estimate.refresh_count
@@ -228,20 +231,7 @@ def test_inverses_are_refreshed_at_once_at_first_and_in_turn_later() -> None:
         counts.append(optimizer.estimate.refresh_count - before)
     assert counts[:20] == [5] * 20
     assert sum(counts[20:40]) == 50  # every second step
-    assert counts[50:] == [1] * 10
-
-
-def test_inverses_that_take_no_turns_are_refreshed_at_the_same_step_and_as_often() -> None:
-    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)])
-    optimizer = KFAC(model, inverse_interval=5, stagger_inverses=False)
-    counts = []
-    for _ in range(60):
-        before = optimizer.estimate.refresh_count
-        train_step(model, optimizer, torch.randn(9, 3))
-        counts.append(optimizer.estimate.refresh_count - before)
-    assert counts[:20] == [5] * 20
-    assert sum(counts[20:40]) == 50
-    assert counts[50:] == [5, 0, 0, 0, 0] * 2
+    assert counts[50:] == 2 * later
 
 
 @pytest.mark.parametrize("interval", [2, 7, 10, 20, 40])

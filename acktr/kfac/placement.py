@@ -67,6 +67,7 @@ class Placement:
         """Make every rank have all decompositions in use, as a checkpoint wants them."""
         if self._kind == "owner":
             self.spread(units, {id(unit): _in_use(unit) for unit in units if self.is_mine(unit)})
+            self._elsewhere.clear()  # all of it is here now, and a state that is loaded next may lack it
         return []
 
     def _told(self, units: Sequence[Unit], made: Mapping[int, RefreshReport]) -> list[RefreshReport]:

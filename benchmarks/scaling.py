@@ -43,8 +43,9 @@ TOLERANCE = 0.15
 """By how much a prediction may be off."""
 
 WARM_UP = 3
-UPDATES = 20
-"""That are clocked: as many as lie between two refreshes of an inverse, or a multiple of it."""
+UPDATES = {"BreakoutNoFrameskip-v4": 20, "HalfCheetah-v5": 100}
+"""That are clocked: as many as lie between two refreshes of an inverse, or a multiple of it. The speed of a shared
+machine changes by the seconds, so that short updates are clocked more often: 20 of them differ by a half."""
 
 SETTLED_STEPS = 10_000
 """Steps after which K-FAC's intervals have their full length; a multiple of all of them."""
@@ -122,6 +123,7 @@ PROCESSES = (1, 2, 4, 8, 16, 32, 64)
 def measured(case: Mapping[str, Any]) -> dict[str, Any] | None:
     """Seconds of an update by part and what it asks of a process; None on all ranks but the first."""
     settings = settings_of(case)
+    updates = UPDATES[settings.env]
     with joined(timeout=300.0) as world:
         trainer = trainer_of(settings, world)
         updater, part = trainer.updater, world.part(settings.num_envs)
@@ -139,7 +141,7 @@ def measured(case: Mapping[str, Any]) -> dict[str, Any] | None:
         with clocked(clock):
             world.gather(None)  # so that all begin together
             clock.start()
-            for _ in range(UPDATES):
+            for _ in range(updates):
                 with clock("rollout"):
                     batch = trainer._collect()
                 with clock("update"):
@@ -180,20 +182,21 @@ def _together(everyone: list[list[dict[str, float]]]) -> dict[str, float]:
 
 
 def _load(settings: Settings, world: World, updater: ACKTRUpdater, number: Counter[str], size: Counter[str]) -> Load:
+    updates = UPDATES[settings.env]
     refreshes = cubes = 0.0
     for learner in updater._learners().values():
         units, pace = learner.optimizer.units, learner.optimizer.estimate.pace
         costs = [refresh_cost(unit) for unit in units]
         owner = owners(costs, world.size)
         iterations = settings.critic_iterations if learner is updater.critic else 1
-        for step in range(SETTLED_STEPS, SETTLED_STEPS + UPDATES * iterations):
+        for step in range(SETTLED_STEPS, SETTLED_STEPS + updates * iterations):
             work: dict[int, list[float]] = {rank: [] for rank in range(world.size)}
             for index, cost in enumerate(costs):
                 if cost and pace.is_due(index, len(units), steps=step):
                     work[owner[index]].append(cost)
             longest = max(work.values(), key=sum)
-            refreshes += len(longest) / UPDATES
-            cubes += sum(longest) / UPDATES
+            refreshes += len(longest) / updates
+            cubes += sum(longest) / updates
     spread = ("inverses", "directions")
     added = [kind for kind in number if kind not in spread]
     # ended episodes travel as objects, with their sizes before them: a gather has half the hops of a sum
@@ -205,10 +208,10 @@ def _load(settings: Settings, world: World, updater: ACKTRUpdater, number: Count
         environments=-(-settings.num_envs // world.size),
         refreshes=refreshes,
         cubes=cubes,
-        sums=sum(number[kind] for kind in added) / UPDATES + (not world.is_alone),
-        sum_bytes=sum(size[kind] for kind in added) / UPDATES,
-        broadcasts=sum(number[kind] for kind in spread) / UPDATES,
-        broadcast_bytes=sum(size[kind] for kind in spread) / UPDATES,
+        sums=sum(number[kind] for kind in added) / updates + (not world.is_alone),
+        sum_bytes=sum(size[kind] for kind in added) / updates,
+        broadcasts=sum(number[kind] for kind in spread) / updates,
+        broadcast_bytes=sum(size[kind] for kind in spread) / updates,
     )
 
 

@@ -5,7 +5,7 @@ part of the runs; the rest is what it must predict. What it says of more process
 is an extrapolation under the assumptions in `GPU`, and is labelled as one.
 
     python benchmarks/scaling.py --json scaling.json --plot scaling.png
-    python benchmarks/scaling.py --from scaling.json --plot scaling.png
+    python benchmarks/scaling.py --from scaling.json other.json --plot scaling.png    # rounds of both together
 """
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ FITTED: tuple[tuple[int, dict[str, Any]], ...] = (
     (2, {**BREAKOUT, "num_envs": 16}),
     (2, {**BREAKOUT, "num_envs": 64, "inverse_interval": 5}),
     (1, {**CHEETAH, "num_envs": 16}),
+    (1, {**CHEETAH, "num_envs": 32}),
     (1, {**CHEETAH, "num_envs": 64}),
     (2, {**CHEETAH, "num_envs": 32}),
 )
@@ -71,7 +72,6 @@ PREDICTED: tuple[tuple[int, dict[str, Any]], ...] = (
     (2, {**BREAKOUT, "num_envs": 128}),
     (4, {**BREAKOUT, "num_envs": 64}),
     (4, {**BREAKOUT, "num_envs": 128}),
-    (1, {**CHEETAH, "num_envs": 32}),
     (2, {**CHEETAH, "num_envs": 16}),
     (2, {**CHEETAH, "num_envs": 64}),
     (2, {**CHEETAH, "num_envs": 64, "inverse_placement": "owner"}),
@@ -217,19 +217,38 @@ def _load(settings: Settings, world: World, updater: ACKTRUpdater, number: Count
 
 def measure(rounds: int) -> list[dict[str, Any]]:
     """All runs, in turn."""
-    cases = [(kind, *case) for kind, group in (("fitted", FITTED), ("predicted", PREDICTED)) for case in group]
+    cases = [*FITTED, *PREDICTED]
     found: list[list[dict[str, Any]]] = [[] for _ in cases]
     for turn in range(rounds):
-        for results, (_, processes, case) in zip(found, cases, strict=True):
+        for results, (processes, case) in zip(found, cases, strict=True):
             results.append(in_processes(__file__, ["--case", json.dumps(case)], processes))
             seconds = results[-1]["seconds"]["whole"]
             print(f"round {turn + 1}: {name(processes, case):<66}{1e3 * seconds:9.1f} ms", file=sys.stderr, flush=True)
+    return [
+        {"case": case, "load": results[0]["load"], "rounds": [result["seconds"] for result in results]}
+        for results, (_, case) in zip(found, cases, strict=True)
+    ]
+
+
+def together(sittings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Records of one machine as one: each run with all of its rounds, their medians, and what it is there for."""
     runs = []
-    for results, (kind, _, case) in zip(found, cases, strict=True):
-        seconds = {part: statistics.median(result["seconds"][part] for result in results) for part in (*PARTS, "whole")}
-        every = [result["seconds"] for result in results]
-        runs.append({"kind": kind, "case": case, "load": results[0]["load"], "seconds": seconds, "rounds": every})
-    return runs
+    for kind, group in (("fitted", FITTED), ("predicted", PREDICTED)):
+        for processes, case in group:
+            same = [
+                run
+                for content in sittings
+                for run in content["runs"]
+                if (run["load"]["processes"], run["case"]) == (processes, case)
+            ]
+            if not same:
+                raise UserError(f"--from: no run of {name(processes, case)}; measure anew")
+            rounds = [seconds for run in same for seconds in run["rounds"]]
+            medians = {part: statistics.median(seconds[part] for seconds in rounds) for part in (*PARTS, "whole")}
+            load = same[0]["load"]
+            runs.append({"kind": kind, "case": case, "load": load, "seconds": medians, "rounds": rounds})
+    whole = {**sittings[0], "rounds": sum(content["rounds"] for content in sittings), "runs": runs}
+    return whole | {"commits": [content["commit"] for content in sittings]}
 
 
 def name(processes: int, case: Mapping[str, Any]) -> str:
@@ -348,13 +367,27 @@ def draw(path: Path, content: Mapping[str, Any], model: Model) -> None:
     figure.savefig(path, dpi=120)
 
 
+def read(source: Path) -> dict[str, Any]:
+    """Figures of `--json`.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    try:
+        content: dict[str, Any] = json.loads(source.read_text())
+        content["runs"], content["rounds"], content["commit"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"--from {source} is no record of this program: {error!r}") from error
+    return content
+
+
 @in_one_line
 def main() -> None:
     """Measure, or read what was measured; fit, print, and draw with `--plot`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--json", type=output, help="keep the figures there")
-    parser.add_argument("--from", dest="source", type=Path, help="figures of `--json` in place of new ones")
+    parser.add_argument("--from", dest="sources", type=Path, nargs="+", help="figures of `--json` in place of new ones")
     parser.add_argument("--plot", type=picture)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -363,19 +396,12 @@ def main() -> None:
         if found is not None:
             print(json.dumps(found))
         return
-    if args.source is None:
-        content = {
-            **commit(),
-            "machine": machine(),
-            "torch": torch.__version__,
-            "rounds": args.rounds,
-            "runs": measure(args.rounds),
-        }
+    if args.sources is None:
+        measurement = {**commit(), "machine": machine(), "torch": torch.__version__, "rounds": args.rounds}
+        sittings = [measurement | {"runs": measure(args.rounds)}]
     else:
-        try:
-            content = json.loads(args.source.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"--from {args.source} is no record of this program: {error}") from error
+        sittings = [read(source) for source in args.sources]
+    content = together(sittings)
     model = fitted(content["runs"])
     content |= {"model": dataclasses.asdict(model), "assumed": dataclasses.asdict(GPU)}
     content["extrapolated"] = extrapolated(content["runs"], model)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import batch_size
 import pytest
+import scaling
 import yaml
 
 from acktr.agents.idle_settings import idle
@@ -66,6 +67,13 @@ def test_fidelity_was_measured_of_the_preset_as_it_is_shipped_now() -> None:
     recorded = json.loads((RESULTS / "fidelity" / "breakout.json").read_text())["settings"]
     shipped = resolve({"env": recorded["env"], "algorithm": "acktr"}).settings().to_dict()
     assert {name for name, value in recorded.items() if shipped[name] != value} <= OF_THE_COMMAND
+
+
+def test_the_scaling_model_predicts_the_updates_that_it_was_not_fitted_to() -> None:
+    runs = json.loads((RESULTS / "scaling" / "scaling.json").read_text())["runs"]
+    errors = scaling.errors(runs, scaling.fitted(runs), "predicted")
+    assert len(errors) >= 12
+    assert max(map(abs, errors)) <= scaling.TOLERANCE
 
 
 FILES = sorted(path.relative_to(RESULTS) for path in RESULTS.rglob("*") if path.is_file() and path.name != "commit.txt")

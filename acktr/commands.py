@@ -19,6 +19,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from acktr import flags
 from acktr.agents import presets
 from acktr.agents.settings import EVALUATION_SEED, FIELDS, convert
+from acktr.benchmark_command import Benchmark
 from acktr.errors import UserError
 
 _PLAYED = "A run folder, a checkpoint or an exported policy."
@@ -323,6 +324,7 @@ class Train:
 
 
 _COMMANDS: dict[str, type[Any]] = {
+    "benchmark": Benchmark,
     "resume": Resume,
     "evaluate": Evaluate,
     "record": Record,

@@ -86,6 +86,10 @@ class A2CUpdater:
             "rejected_steps": 0,
         }
 
+    def conditions(self) -> Mapping[str, float]:
+        """None: there are no factors."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the count of skipped batches."""
         return {"optimizer": optimizer_state(self.optimizer), "skipped": self._skipped}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr.agents.adam_critic import AdamCritic
 from acktr.agents.forward_pass import Head
 from acktr.agents.learner import Learner, Region
 from acktr.agents.policy import ActorCritic
@@ -20,6 +21,7 @@ from acktr.agents.settings import Settings
 from acktr.agents.updates import UpdateReport
 from acktr.agents.value_scale import ValueScale
 from acktr.errors import UserError
+from acktr.kfac.conditions import condition_numbers
 from acktr.kfac.curvatures import TooWideError
 from acktr.kfac.distributed import Ranks
 from acktr.kfac.units import Unit
@@ -66,13 +68,17 @@ class ACKTRUpdater:
                 raise UserError(str(error)) from None
 
         self.critic: Learner | None = None
+        self.adam_critic: AdamCritic | None = None
         if policy.value_torso is None:
             self.actor = learner(policy, region, ("policy", "value"))
         else:
             actor = nn.ModuleDict({"torso": policy.torso, "head": policy.policy_head})
             critic = nn.ModuleDict({"torso": policy.value_torso, "head": policy.value_head})
             self.actor = learner(actor, region, ("policy",))
-            self.critic = learner(critic, critic_region, ("value",))
+            if settings.critic_optimizer == "adam":
+                self.adam_critic = AdamCritic(policy, settings)
+            else:
+                self.critic = learner(critic, critic_region, ("value",))
 
     def update(self, batch: Batch, *, progress: float) -> UpdateReport:
         """Learn from one batch."""
@@ -87,6 +93,10 @@ class ACKTRUpdater:
             figures |= self.critic.step(batch, self._scale, progress=progress, shown=shown)
             for _ in range(self.settings.critic_iterations - 1):
                 self.critic.step(batch, self._scale, progress=progress, shown=False)
+        if self.adam_critic is not None:
+            figures |= self.adam_critic.step(batch, self._scale, progress=progress)
+            for _ in range(self.settings.critic_iterations - 1):
+                self.adam_critic.step(batch, self._scale, progress=progress)
         self._skipped += self._skipped_steps() > before  # a batch counts once, however many steps are made on it
         return UpdateReport(figures=figures)
 
@@ -108,14 +118,27 @@ class ACKTRUpdater:
             "rejected_steps": sum(learner.rejected for learner in self._learners().values()),
         }
 
+    def conditions(self) -> Mapping[str, float]:
+        """Condition numbers of the damped factors, by learner, layer and factor. Takes decompositions."""
+        found: dict[str, float] = {}
+        for name, learner in self._learners().items():
+            damping = float(learner.optimizer.param_groups[0]["damping"])
+            conditions = condition_numbers(learner.optimizer.units, damping)
+            found |= {f"{name}/{which}": value for which, value in conditions.items()}
+        return found
+
     def units(self) -> list[list[Unit]]:
         """Of each learner's optimizer, in the order of their making."""
         return [learner.optimizer.units for learner in self._learners().values()]
 
     def _skipped_steps(self) -> Tensor:
-        return torch.stack([learner.optimizer.skipped for learner in self._learners().values()]).sum()
+        skipped = [learner.optimizer.skipped for learner in self._learners().values()]
+        if self.adam_critic is not None:
+            skipped.append(self.adam_critic.skipped)
+        return torch.stack(skipped).sum()
 
     def _learners(self) -> dict[str, Learner]:
+        """Those whose optimizer is K-FAC."""
         return {"actor": self.actor, **({} if self.critic is None else {"critic": self.critic})}
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,12 +148,15 @@ class ACKTRUpdater:
             "updates": self._updates,
             "skipped": self._skipped,
             "scale": self._scale.state_dict(),
+            **({} if self.adam_critic is None else {"adam_critic": self.adam_critic.state_dict()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         for name, learner in self._learners().items():
             learner.load_state_dict(state["learners"][name])
+        if self.adam_critic is not None:
+            self.adam_critic.load_state_dict(state["adam_critic"])
         self._updates = state["updates"]
         self._skipped = state["skipped"].to(self._skipped, copy=True)
         self._scale.load_state_dict(state["scale"])

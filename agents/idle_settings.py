@@ -10,6 +10,7 @@ _SHARED_WITH_A2C = {"lr", "lr_schedule", "reuse_forward"}
 _OF_ACKTR = {field.name for field in dataclasses.fields(OptimizerSettings)} - _SHARED_WITH_A2C | {"center_values"}
 _OF_A2C = {field.name for field in dataclasses.fields(A2CSettings)}
 _OF_CRITIC = {name for name in _OF_ACKTR if name.startswith("critic_")}
+_OF_KFAC_CRITIC = {"critic_max_kl", "critic_damping", "critic_momentum"}
 _OF_KFOC = {"kfoc_steps", "kfoc_aggregation"}
 _OF_KRONECKER = {"damping_mode"}
 _OF_NOISE = {"noise_examples", "noise_prior"}
@@ -42,6 +43,7 @@ def idle(settings: Settings, names: Collection[str]) -> dict[str, set[str]]:
         (a2c, _OF_ACKTR, "algorithm is a2c"),
         (acktr, _OF_A2C, "algorithm is acktr"),
         (acktr and settings.shared_trunk, _OF_CRITIC, "shared_trunk is true"),
+        (acktr and settings.critic_optimizer == "adam", _OF_KFAC_CRITIC, "critic_optimizer is adam"),
         (acktr and not settings.curvature.endswith("kfoc"), _OF_KFOC, "curvature is not K-FOC"),
         (acktr and settings.curvature in ("diagonal", "full"), _OF_KRONECKER, f"curvature is {settings.curvature}"),
         (acktr and settings.structure == "block-tridiagonal", _OF_POSITIONS, "structure is block-tridiagonal"),

@@ -51,6 +51,9 @@ _TAGS = {
     "steps_per_second": "time",
 }
 
+_HPARAM_METRICS = tuple(f"{_TAGS[name]}/{name}" for name in ("return_mean", "steps_per_second", "explained_variance"))
+"""What TensorBoard shows beside the settings of each run."""
+
 
 class Reporter:
     """Records one run. A context manager; `close` may also be called by hand.
@@ -79,6 +82,7 @@ class Reporter:
                 self.last_row = self._metrics.last_row
                 purge_step = None if resume_at is None else resume_at + 1
                 self._events = TensorBoardFile(folder.path, purge_step=purge_step)
+                self._events.describe(settings.to_dict(), _HPARAM_METRICS)
             except OSError as error:
                 raise _cannot_write(folder, error) from error
         self._folder = folder
@@ -120,6 +124,22 @@ class Reporter:
         self.last_row = row
         if self._console is not None:
             self._console.row(row)
+
+    def conditions(self, values: Mapping[str, float], *, timesteps: int) -> None:
+        """Record condition numbers of the factors, for TensorBoard alone.
+
+        Args:
+            values: by learner, layer and factor.
+            timesteps: so far.
+
+        Raises:
+            RunError: they could not be written (disk full).
+        """
+        if self._folder is not None and self._events is not None and values:
+            try:
+                self._events.write({f"condition/{name}": value for name, value in values.items()}, step=timesteps)
+            except OSError as error:
+                raise _cannot_write(self._folder, error) from error
 
     def status(self, *, timesteps: int, steps_per_second: float) -> None:
         """Refresh the live status between rows; cheap enough for every step, does nothing where there is none."""

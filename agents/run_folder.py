@@ -155,17 +155,7 @@ class RunFolder:
 
     def record_start(self) -> None:
         """Add this process to `command.txt` and `versions.json`: at the start of a run and at every resume."""
-        with (self.path / COMMAND_FILE).open("a", encoding="utf-8") as handle:
-            handle.write(_command() + "\n")
-        file = self.path / VERSIONS_FILE
-        starts: list[Any] = []
-        if file.exists():
-            try:
-                starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file}: not what acktr wrote ({error!r}); move it away to go on") from error
-        document = {"starts": [*starts, provenance()]}
-        write_text_atomically(file, json.dumps(document, indent=2, sort_keys=True) + "\n")
+        record_start(self.path)
 
     def write_checkpoint(
         self, state: Mapping[str, Any], *, timesteps: int, is_best: bool = False, is_final: bool = False
@@ -274,6 +264,25 @@ class RunFolder:
         for _, file in files:
             if file not in kept:
                 file.unlink(missing_ok=True)
+
+
+def record_start(folder: Path) -> None:
+    """Add this process to a folder's `command.txt` and `versions.json`.
+
+    Raises:
+        UserError: `versions.json` is not what this wrote.
+    """
+    with (folder / COMMAND_FILE).open("a", encoding="utf-8") as handle:
+        handle.write(_command() + "\n")
+    file = folder / VERSIONS_FILE
+    starts: list[Any] = []
+    if file.exists():
+        try:
+            starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: not what acktr wrote ({error!r}); move it away to go on") from error
+    document = {"starts": [*starts, provenance()]}
+    write_text_atomically(file, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
 def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:

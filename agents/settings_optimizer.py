@@ -177,10 +177,16 @@ class OptimizerSettings:
         origin="Wu et al. 2017",
         low=0,
     )
+    critic_optimizer: Literal["kfac", "adam"] = setting(
+        "kfac",
+        "What trains a critic with a torso of its own: K-FAC with the Gauss-Newton metric, or Adam.",
+        typical="kfac",
+        origin="Wu et al. 2017, who compare both",
+    )
     critic_lr: float = setting(
         0.25,
-        "Largest step size of a critic with a torso of its own.",
-        typical="0.1 to 1",
+        "Largest step size of a critic with a torso of its own; Adam's learning rate.",
+        typical="0.1 to 1; Adam: 3e-4 to 3e-3",
         origin="this project",
         low=0,
         low_open=True,

@@ -8,7 +8,7 @@ import io
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
     Event,
     SessionLog,
 )
-from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]  # the library has no types
+from tensorboard.compat.proto.summary_pb2 import (  # type: ignore[import-untyped]  # the library has no types
+    Summary,
+    SummaryMetadata,
+)
+from tensorboard.plugins.hparams import api_pb2, metadata  # type: ignore[import-untyped]  # the library has no types
+from tensorboard.plugins.hparams.plugin_data_pb2 import (  # type: ignore[import-untyped]  # the library has no types
+    HParamsPluginData,
+    SessionStartInfo,
+)
 from tensorboard.summary.writer.record_writer import (  # type: ignore[import-untyped]  # the library has no types
     RecordWriter,
 )
@@ -55,6 +63,39 @@ class TensorBoardFile:
         """
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def describe(self, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Say with which settings this run is made, for the tab "HParams".
+
+        Args:
+            settings: plain values by name.
+            metrics: tags of scalars to show beside them.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        start, known = SessionStartInfo(start_time_secs=time.time()), []
+        for name, value in settings.items():
+            if isinstance(value, bool):
+                start.hparams[name].bool_value = value
+                kind = api_pb2.DATA_TYPE_BOOL
+            elif isinstance(value, int | float):
+                start.hparams[name].number_value = value
+                kind = api_pb2.DATA_TYPE_FLOAT64
+            else:
+                start.hparams[name].string_value = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+                kind = api_pb2.DATA_TYPE_STRING
+            known.append(api_pb2.HParamInfo(name=name, type=kind))
+        infos = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
+        experiment = api_pb2.Experiment(hparam_infos=known, metric_infos=infos)
+        version = metadata.PLUGIN_DATA_VERSION
+        self._write_plain(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment, version=version))
+        self._write_plain(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start, version=version))
+
+    def _write_plain(self, tag: str, content: Any) -> None:
+        plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
+        value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
+        self._write(Event(wall_time=time.time(), summary=Summary(value=[value])))
 
     def close(self) -> None:
         """Close the file; closing twice does nothing."""

@@ -241,6 +241,8 @@ class Trainer:
             self.best_return = max(mean, self.best_return)
         state = self.state_dict()  # of all processes, some of which may hold inverses that the others have not
         self.world.led(lambda: self._write_checkpoint(state, is_best=is_best, is_final=is_final))
+        if self.folder is not None:
+            self.reporter.conditions(self.updater.conditions(), timesteps=self.timesteps)
 
     def _write_checkpoint(self, state: Mapping[str, Any], *, is_best: bool, is_final: bool) -> None:
         if self.folder is not None:

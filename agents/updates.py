@@ -48,6 +48,10 @@ class Updater(Protocol):
         """Counts since the start, by their names in metrics.csv, from decomposition_retries on. Reads the device."""
         ...
 
+    def conditions(self) -> Mapping[str, float]:
+        """Condition numbers of what it inverts, by layer. Takes a while, and reads the device."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Everything the next update needs beside the policy's parameters."""
         ...

@@ -14,6 +14,7 @@ from limits import full_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from acktr.agents import reporting
+from acktr.agents.api import ACKTR
 from acktr.agents.metrics_file import MetricsFile, read_metrics
 from acktr.agents.reporting import COLUMNS, Reporter
 from acktr.agents.run_folder import RunFolder
@@ -257,3 +258,36 @@ def test_on_a_terminal_there_is_one_live_status_and_the_cursor_stays_visible() -
     assert "300/1,000 (30%)" in text
     assert "\x1b[2K" in text, "the status is redrawn in place"
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l"), "the cursor is visible"
+
+
+def test_tensorboard_knows_the_settings_of_a_run(folder: RunFolder) -> None:
+    """For its tab "HParams", which compares runs by them."""
+    from tensorboard.plugins.hparams import metadata
+
+    with Reporter(folder, SETTINGS, console=False) as reporter:
+        reporter.row(rows(10)[0])
+    accumulator = EventAccumulator(str(folder.path)).Reload()
+    plugin = accumulator.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data
+    assert plugin.plugin_name == "hparams"
+    known = metadata.parse_session_start_info_plugin_data(plugin.content).hparams
+    assert known["env"].string_value == "CartPole-v1"
+    assert known["lr"].number_value == SETTINGS.lr
+    assert known["shared_trunk"].bool_value is SETTINGS.shared_trunk
+    experiment = metadata.parse_experiment_plugin_data(
+        accumulator.summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
+    )
+    assert [info.name for info in experiment.hparam_infos] == list(SETTINGS.to_dict())
+    assert "rollout/return_mean" in [info.name.tag for info in experiment.metric_infos]
+
+
+def test_condition_numbers_of_the_factors_go_to_tensorboard(tmp_path: Path) -> None:
+    agent = ACKTR("CartPole-v1", seed=0, run_dir=tmp_path / "run", checkpoint_interval=640).learn(1280)
+    agent.close()
+    accumulator = EventAccumulator(str(tmp_path / "run")).Reload()
+    tags = {tag for tag in accumulator.Tags()["scalars"] if tag.startswith("condition/")}
+    assert {"condition/actor/torso.1/A", "condition/actor/torso.1/G"} <= tags
+    assert any(tag.startswith("condition/critic/") for tag in tags)
+    events = accumulator.Scalars("condition/actor/torso.1/A")
+    written = sorted(int(file.stem.removeprefix("step-")) for file in (tmp_path / "run/checkpoints").glob("step-*"))
+    assert [event.step for event in events] == written
+    assert all(event.value >= 1 for event in events)

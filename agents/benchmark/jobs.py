@@ -1,0 +1,146 @@
+"""The runs of a benchmark: where each stands, and the process that brings it to its end."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from acktr.agents.benchmark.suites import CHANCE, Contestant, Suite
+from acktr.agents.metrics_file import Row, read_metrics
+from acktr.agents.presets import resolve
+from acktr.agents.run_folder import FINAL_FILE, METRICS_FILE, SETTINGS_FILE, RunFolder
+from acktr.agents.settings import Settings, convert
+from acktr.errors import UserError
+
+_CHOSEN = ("device", "num_threads", "vectorization", "precision")
+"""Settings that a run fills in by itself, and those that decide no result."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """One run; a key by its identity.
+
+    Attributes:
+        env: the environment's id.
+        contestant: who.
+        seed: of the run.
+        timesteps: that it goes on for.
+        folder: its run folder.
+    """
+
+    env: str
+    contestant: Contestant
+    seed: int
+    timesteps: int
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return f"{self.contestant.name}, {self.env}, seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What its process said."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def settings(self) -> Settings:
+        """What `acktr train` would take for a run of ours."""
+        asked = {"env": self.env, "algorithm": self.contestant.algorithm, "seed": self.seed}
+        given = convert({**asked, "total_timesteps": self.timesteps, **self.contestant.changes}, source="suite")
+        return resolve(given).settings()
+
+    def last_row(self) -> Row | None:
+        """The newest row of its metrics; None before the first."""
+        file = self.folder / METRICS_FILE
+        rows = read_metrics(file) if file.is_file() else []
+        return rows[-1] if rows else None
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do.
+
+        Raises:
+            UserError: the folder holds a run with other settings.
+        """
+        if not (self.folder / SETTINGS_FILE).is_file():
+            return False
+        row = self.last_row()
+        if not self.contestant.is_ours:
+            return row is not None and (row["timesteps"] or 0) >= self.timesteps
+        found, asked = RunFolder.open(self.folder).settings.to_dict(), self.settings().to_dict()
+        apart = [name for name in found if found[name] != asked[name] and name not in _CHOSEN]
+        if apart:
+            names = ", ".join(f"{name} {found[name]} and not {asked[name]}" for name in apart)
+            raise UserError(f"{self.folder} holds a run with {names}; give another --out, or remove it")
+        return (RunFolder.open(self.folder).checkpoints / FINAL_FILE).is_file()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start its process, or go on where an interrupted run of ours stopped."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            # a session of its own: Ctrl-C is for the benchmark, which passes it on once
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", *self._words()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _words(self) -> list[str]:
+        seed, steps, folder = str(self.seed), str(self.timesteps), str(self.folder)
+        if self.contestant == CHANCE:
+            return ["acktr.agents.benchmark.chance", self.env, seed, folder]
+        if not self.contestant.is_ours:
+            return ["acktr.agents.benchmark.peers", self.contestant.algorithm, self.env, seed, steps, folder]
+        if (self.folder / SETTINGS_FILE).is_file():
+            return ["acktr", "resume", folder]
+        words = ["--env", self.env, "--algorithm", self.contestant.algorithm, "--seed", seed, "--num-threads", "1"]
+        return [
+            "acktr",
+            "train",
+            *words,
+            "--total-timesteps",
+            steps,
+            *_flags(self.contestant.changes),
+            "--run-dir",
+            folder,
+        ]
+
+
+def jobs_of(suite: Suite, out: Path, *, peers: tuple[Contestant, ...] = ()) -> list[Job]:
+    """All runs of a suite, by seed, so that a first look at everything comes early.
+
+    Args:
+        suite: the suite.
+        out: the benchmark's folder.
+        peers: those that were asked for.
+    """
+    rounds = [(seed, contestant) for seed in range(suite.seeds) for contestant in suite.contestants]
+    rounds += [(seed, contestant) for seed in range(suite.peer_seeds) for contestant in peers]
+    jobs = [_job(CHANCE, env, 0, suite, out) for env in suite.environments]
+    for seed, contestant in sorted(rounds, key=lambda item: item[0]):
+        ours = contestant in suite.contestants
+        environments = [env for env in suite.environments if ours or env in suite.peer_environments]
+        jobs += [_job(contestant, env, seed, suite, out) for env in environments]
+    return jobs
+
+
+def _job(contestant: Contestant, env: str, seed: int, suite: Suite, out: Path) -> Job:
+    folder = out / "runs" / env.rpartition(":")[2].replace("/", "-") / f"{contestant.name}-seed{seed}"
+    steps = suite.total_timesteps or resolve(convert({"env": env}, source="suite")).settings().total_timesteps
+    return Job(env=env, contestant=contestant, seed=seed, timesteps=0 if contestant == CHANCE else steps, folder=folder)
+
+
+def _flags(changes: Mapping[str, Any]) -> list[str]:
+    """The flags of `acktr train` that set these."""
+    words: list[str] = []
+    for name, value in changes.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words

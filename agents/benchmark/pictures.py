@@ -1,0 +1,115 @@
+"""Pictures of a benchmark: learning curves by environment; normalised scores and their profile."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acktr.agents.benchmark.aggregates import interval, performance_profile
+from acktr.agents.benchmark.records import Record, Results
+from acktr.errors import UserError
+
+COLUMNS = 4
+_POINTS = 200
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's, which colour-blind people tell apart."""
+
+
+def draw_curves(results: Results, path: Path) -> None:
+    """One panel per environment: means over the runs, their lowest and highest as a band."""
+    environments = results.environments
+    columns = min(COLUMNS, len(environments))
+    rows = -(-len(environments) // columns)
+    figure, panels = _panels(rows, columns)
+    for panel, env in zip(panels, environments, strict=False):
+        for name, colour in _palette(results.contestants).items():
+            records = [record for record in results.of(env, name) if len(record.curve)]
+            if not records:
+                continue
+            steps, values = _together(records)
+            panel.plot(steps, values.mean(axis=0), color=colour, label=name, linewidth=1.5)
+            panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+        if env in results.chance:
+            panel.axhline(results.chance[env], color="0.6", linewidth=0.8, linestyle=":")
+        panel.set_title(env, fontsize=10)
+        _in_units(panel)
+        panel.grid(alpha=0.3)
+    for panel in panels[len(environments) :]:
+        panel.set_axis_off()
+    figure.supxlabel("timesteps", fontsize=9)
+    figure.supylabel("raw return, last 100 games", fontsize=9)
+    handles = {text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_scores(results: Results, groups: Sequence[tuple[list[str], list[str]]], path: Path) -> None:
+    """For each group of environments the interquartile means with their intervals, and the performance profile."""
+    if not groups:
+        path.unlink(missing_ok=True)  # an earlier one would belong to other runs
+        return
+    figure, panels = _panels(len(groups), 2, width=5.2, height=max(2.6, 0.22 * len(results.contestants)))
+    colours = _palette(results.contestants)
+    for (names, environments), left, right in zip(groups, panels[::2], panels[1::2], strict=True):
+        scores = {name: results.normalised(name, environments) for name in names}
+        for place, name in enumerate(reversed(names)):
+            found = interval(scores[name])
+            left.barh(place, found.high - found.low, left=found.low, height=0.6, color=colours[name], alpha=0.5)
+            left.plot([found.value] * 2, [place - 0.3, place + 0.3], color=colours[name], linewidth=2)
+        left.set_yticks(range(len(names)), list(reversed(names)))
+        left.set_title(f"interquartile mean, {len(environments)} environments", fontsize=10)
+        left.set_xlabel("normalised score: 0 random play, 1 the reference")
+        left.grid(alpha=0.3, axis="x")
+        pooled = np.concatenate([own for parts in scores.values() for own in parts])
+        thresholds = np.linspace(min(0.0, float(pooled.min())), float(np.quantile(pooled, 0.98)), 60)
+        for name in names:
+            share, low, high = performance_profile(scores[name], thresholds)
+            right.plot(thresholds, share, color=colours[name], label=name, linewidth=1.5)
+            right.fill_between(thresholds, low, high, color=colours[name], alpha=0.15, linewidth=0)
+        right.set_title("performance profile, 95 % band", fontsize=10)
+        right.set_xlabel("normalised score")
+        right.set_ylabel("share of runs above")
+        right.grid(alpha=0.3)
+        if len(names) <= len(_COLOURS):
+            right.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _palette(names: Sequence[str]) -> dict[str, Any]:
+    if len(names) <= len(_COLOURS):
+        return dict(zip(names, _COLOURS, strict=False))
+    from matplotlib import colormaps
+
+    return {name: colormaps["turbo"](place / (len(names) - 1)) for place, name in enumerate(names)}
+
+
+def _together(records: Sequence[Record]) -> tuple[Any, Any]:
+    """Runs on the timesteps that all of them have; of those without any in common, on all."""
+    start, end = max(r.curve[0, 0] for r in records), min(r.curve[-1, 0] for r in records)
+    if start >= end:
+        start, end = min(r.curve[0, 0] for r in records), max(r.curve[-1, 0] for r in records)
+    steps = np.linspace(start, end, _POINTS)
+    return steps, np.stack([np.interp(steps, record.curve[:, 0], record.curve[:, 1]) for record in records])
+
+
+def _panels(rows: int, columns: int, *, width: float = 3.2, height: float = 2.6) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no state shared with pyplot
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _in_units(panel: Any) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; give another --out") from error

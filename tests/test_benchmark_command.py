@@ -1,0 +1,278 @@
+"""`acktr benchmark`: runs side by side, goes on after an interruption, and sums up what is finished."""
+
+import csv
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from acktr.agents.benchmark import peers, summary
+from acktr.agents.benchmark.campaign import planned
+from acktr.agents.benchmark.jobs import jobs_of
+from acktr.agents.benchmark.peer_settings import published
+from acktr.agents.benchmark.records import Record, Results
+from acktr.agents.benchmark.suites import CHANCE, PEERS, SUITES, Contestant, Suite
+from acktr.agents.benchmark.suites import peers as peers_named
+from acktr.agents.metrics_file import COLUMNS, read_metrics
+from acktr.agents.run_folder import RunFolder
+from acktr.cli import main
+from acktr.errors import UserError
+
+SHORT = ["cartpole", "--seeds", "2", "--only", "acktr", "--total-timesteps", "2000"]
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open() as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("benchmark") / "cartpole"
+    assert main(["benchmark", *SHORT, "--jobs", "2", "--out", str(out)]) == 0
+    return out
+
+
+def test_it_leaves_a_row_for_each_run_and_the_aggregates(finished: Path) -> None:
+    runs = rows_of(finished / "runs.csv")
+    assert [(row["environment"], row["contestant"], row["seed"]) for row in runs] == [
+        ("CartPole-v1", "acktr", "0"),
+        ("CartPole-v1", "acktr", "1"),
+    ]
+    for row in runs:
+        folder = finished / "runs" / "CartPole-v1" / f"acktr-seed{row['seed']}"
+        last = read_metrics(folder / "metrics.csv")[-1]
+        assert last["return_mean"] is not None
+        assert float(row["return"]) == pytest.approx(last["return_mean"], rel=1e-5)
+        assert RunFolder.open(folder).settings.seed == int(row["seed"])
+    assert {row["contestant"] for row in rows_of(finished / "curves.csv")} == {"acktr"}
+    of_acktr = next(row for row in rows_of(finished / "aggregate.csv") if row["contestant"] == "acktr")
+    scores = [float(row["return"]) for row in runs]
+    assert float(of_acktr["mean"]) == pytest.approx(np.mean(scores), rel=1e-5)
+    assert float(of_acktr["low"]) <= float(of_acktr["interquartile_mean"]) <= float(of_acktr["high"])
+    assert (finished / "curves.png").stat().st_size > 10_000
+
+
+def test_random_play_is_measured_on_whole_games(finished: Path) -> None:
+    (row,) = read_metrics(finished / "runs" / "CartPole-v1" / "random-seed0" / "metrics.csv")
+    assert row["episodes"] == 200
+    assert row["return_mean"] == pytest.approx(22.0, abs=3.0)  # known of random play on CartPole
+
+
+def test_a_finished_benchmark_is_summed_up_again_and_run_no_more(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.glob("runs/*/*/checkpoints/*")}
+    assert main(["benchmark", *SHORT, "--out", str(finished)]) == 0
+    assert "| CartPole-v1 |" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in finished.glob("runs/*/*/checkpoints/*")} == before
+    assert main(["benchmark", *SHORT, "--out", str(finished), "--summary"]) == 0
+
+
+def test_runs_with_other_settings_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SHORT[:-1], "3000"]
+    assert main(["benchmark", *words, "--out", str(finished)]) == 2
+    assert "total_timesteps 2000 and not 3000" in capsys.readouterr().err
+
+
+def test_an_interrupted_benchmark_goes_on_where_its_runs_stopped(tmp_path: Path) -> None:
+    words = ["cartpole", "--seeds", "1", "--only", "acktr", "--total-timesteps", "30000", "--out", str(tmp_path)]
+    command = [sys.executable, "-P", "-m", "acktr", "benchmark", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "runs" / "CartPole-v1" / "acktr-seed0"
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.csv").is_file() or len(read_metrics(folder / "metrics.csv")) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "interrupted" in error
+    saved = RunFolder.open(folder).latest_checkpoint()
+    assert saved is not None  # the run itself was told, and saved
+    stopped = int(saved.stem.removeprefix("step-"))
+    assert 0 < stopped < 30_000
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "command.txt").read_text().splitlines()[1].startswith("acktr resume")
+    assert f"resumed at {stopped}" in folder.with_name("acktr-seed0.log").read_text()
+    assert int(rows_of(tmp_path / "runs.csv")[0]["timesteps"]) >= 30_000
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_summed_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "runs" / "CartPole-v1" / "acktr-seed0" / "metrics.csv"
+    broken.mkdir(parents=True)
+    assert main(["benchmark", *SHORT, "--out", str(tmp_path)]) == 1
+    assert "1 of 3 runs failed" in (error := capsys.readouterr().err)
+    assert "acktr-seed0.log" in error
+    assert [row["seed"] for row in rows_of(tmp_path / "runs.csv")] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cartpol"], "nearest: cartpole"),
+        (["cartpole", "--peer", "sb3-dqn"], "there is no peer 'sb3-dqn'"),
+        (["cartpole", "--env", "Pong"], "has no environment 'Pong'"),
+        (["cartpole", "--only", "ppo"], "has no contestant 'ppo'"),
+        (["cartpole", "--seeds", "0"], "--seeds takes a whole number"),
+        (["cartpole", "--summary"], "no run of this benchmark is finished"),
+        (["cartpole", "--seedz", "2"], "nearest: --seeds"),
+    ],
+)
+def test_errors_of_the_caller_are_one_line(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", *words, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_without_a_suite_the_suites_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark"]) == 0
+    assert all(f"{name}:" in (said := capsys.readouterr().out) or name in said for name in ["mujoco-1m"])
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_can_be_planned_with_all_peers(name: str, tmp_path: Path) -> None:
+    suite = SUITES[name]
+    others = peers_named([peer for peer in PEERS if "atari" not in name or peer != "sb3-trpo"])
+    jobs = jobs_of(suite, tmp_path, peers=others)
+    assert len({job.folder for job in jobs}) == len(jobs)
+    for job in jobs:
+        if job.contestant.is_ours:
+            assert job.settings().env == job.env
+            assert job.timesteps == job.settings().total_timesteps
+        elif job.contestant != CHANCE:
+            published(job.contestant.algorithm, job.env)
+    number = len(suite.environments) * (1 + suite.seeds * len(suite.contestants))
+    assert len(jobs) == number + len(suite.peer_environments) * suite.peer_seeds * len(others)
+
+
+def test_seeds_come_before_environments(tmp_path: Path) -> None:
+    campaign = planned("mujoco-1m", out=tmp_path, seeds=2)
+    assert [job.seed for job in campaign.jobs] == sorted(job.seed for job in campaign.jobs)
+
+
+def test_a_contestants_changes_become_flags_of_its_runs(tmp_path: Path) -> None:
+    changes = {"max_kl": 0.5, "hidden_sizes": (8, 8), "shared_trunk": True, "center_values": False}
+    odd = Contestant(name="odd", algorithm="acktr", changes=changes)
+    suite = Suite(description="", environments=("CartPole-v1",), total_timesteps=200, seeds=1, contestants=(odd,))
+    job = next(job for job in jobs_of(suite, tmp_path) if job.contestant is odd)
+    assert job.start().wait() == 0
+    assert job.is_finished()
+    found = RunFolder.open(job.folder).settings
+    assert {name: getattr(found, name) for name in changes} == changes
+
+
+# --- summing up --------------------------------------------------------------------------------------------------
+
+
+def record(env: str, contestant: str, seed: int, score: float) -> Record:
+    row = {**dict.fromkeys(COLUMNS), "timesteps": 100.0, "wall_time": 2.0, "return_mean": score, "episodes": 100.0}
+    return Record(
+        env=env, contestant=contestant, seed=seed, last_row=row, curve=np.array([[50.0, 0.0], [100.0, score]])
+    )
+
+
+def results(scores: dict[str, dict[str, list[float]]], chance: dict[str, float]) -> Results:
+    records = tuple(
+        record(env, name, seed, score)
+        for env, own in scores.items()
+        for name, values in own.items()
+        for seed, score in enumerate(values)
+    )
+    return Results(records=records, chance=chance, references=("trpo", "a2c"))
+
+
+TWO = results(
+    {
+        "One": {"acktr": [20.0, 30.0], "a2c": [10.0, 10.0], "trpo": [20.0]},
+        "Two": {"acktr": [5.0, 5.0], "a2c": [4.0, 6.0]},
+    },
+    {"One": 0.0, "Two": -5.0},
+)
+
+
+def test_the_scale_is_the_first_reference_that_ran() -> None:
+    assert (TWO.reference("One"), TWO.reference("Two")) == ("trpo", "a2c")
+    one, two = TWO.normalised("acktr", ["One", "Two"])
+    np.testing.assert_allclose(one, [1.0, 1.5])
+    np.testing.assert_allclose(two, [1.0, 1.0])
+
+
+def test_contestants_are_compared_where_all_of_them_ran() -> None:
+    assert summary.groups(TWO) == [(["acktr", "a2c"], ["One", "Two"]), (["acktr", "a2c", "trpo"], ["One"])]
+
+
+def test_an_environment_without_a_scale_is_compared_by_nobody() -> None:
+    """A reference at random play's level would divide by nothing."""
+    flat = results({"One": {"acktr": [1.0], "a2c": [0.0]}}, {"One": 0.0})
+    assert flat.reference("One") is None
+    assert summary.groups(flat) == []
+
+
+def test_the_table_says_who_is_separated(tmp_path: Path) -> None:
+    clear = results(
+        {env: {"acktr": [20.0, 21.0, 22.0], "a2c": [10.0, 10.5, 11.0]} for env in ("One", "Two")},
+        {"One": 0.0, "Two": 0.0},
+    )
+    table = summary.write(clear, tmp_path, title="A suite")
+    assert "| One | 0 | 21.0 [20.0, 22.0], 3 | 10.5 [10.0, 11.0], 3 |" in table
+    assert ", separated |" in table
+    alike = dataclasses.replace(
+        clear, records=tuple(record(r.env, r.contestant, r.seed, 5.0 + r.seed) for r in clear.records)
+    )
+    assert "not separated" in summary.write(alike, tmp_path, title="A suite")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("runs.csv", "curves.csv", "aggregate.csv", "settings.yaml", "table.md", "curves.png", "scores.png"),
+    }
+
+
+def test_a_run_without_an_ended_game_is_no_score(tmp_path: Path) -> None:
+    silent = results({"One": {"acktr": [float("nan")], "a2c": [1.0]}}, {"One": 0.0})
+    table = summary.write(silent, tmp_path, title="A suite")
+    assert "no game ended" in table
+    assert "nan" not in table
+
+
+# --- peers -------------------------------------------------------------------------------------------------------
+
+
+def test_published_settings_hold_for_every_version_of_an_id() -> None:
+    assert published("sb3-trpo", "Hopper-v5")["n_critic_updates"] == 20
+    assert published("sb3-a2c", "PongNoFrameskip-v4")["num_envs"] == 16
+    with pytest.raises(UserError, match="no settings of sb3-trpo are published for PongNoFrameskip-v4"):
+        published("sb3-trpo", "PongNoFrameskip-v4")
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_trains_with_its_published_settings(peer: str, tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3")
+    pytest.importorskip("sb3_contrib")
+    suite = Suite(description="", environments=("Hopper-v5",), total_timesteps=3000, peer_environments=("Hopper-v5",))
+    job = next(job for job in jobs_of(suite, tmp_path, peers=peers_named([peer])) if job.contestant.name == peer)
+    assert not job.is_finished()
+    assert job.start().wait() == 0, job.log.read_text()
+    assert job.is_finished()
+    rows = read_metrics(job.folder / "metrics.csv")
+    assert rows[-1]["return_mean"] is not None
+    assert 0 < rows[-1]["return_mean"] < 500  # raw, where normalised rewards would sum to a few
+    recorded = yaml.safe_load((job.folder / "settings.yaml").read_text())
+    assert {**published(peer, "Hopper-v5"), "seed": 0}.items() <= recorded.items()
+
+
+def test_a_learning_rate_that_falls_ends_at_nought() -> None:
+    schedule = peers._scheduled("lin_0.5")
+    assert (schedule(1.0), schedule(0.5), schedule(0.0)) == (0.5, 0.25, 0.0)
+    assert peers._scheduled(0.3) == 0.3

@@ -2,7 +2,7 @@
 
 With a shared trunk one K-FAC optimizer treats both heads, under the joint Fisher of the policy and a Gaussian value.
 With separate torsos the policy and the critic each have their own, so that the policy's trust region bounds the
-policy's KL alone, and the critic may make several steps on a batch.
+policy's KL alone, and the critic may make several steps on a batch; to compare with, Adam may train the critic.
 """
 
 import contextlib

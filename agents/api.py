@@ -205,7 +205,7 @@ class Agent:
         """Actions for one observation or a batch of them, as the environment's own spaces have them.
 
         Args:
-            observation: (*space) or (N, *space); for a Dict or Tuple space a mapping or tuple of such.
+            observation: `(*space)` or `(N, *space)`; for a Dict or Tuple space a mapping or tuple of such.
             deterministic: take the mode instead of a draw.
 
         Returns:

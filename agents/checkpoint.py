@@ -126,7 +126,8 @@ def _manifest(path: Path, data: bytes) -> dict[str, Any]:
             )
         raise UserError(f"{path}: not a file of acktr: it is no safetensors file")
     if len(data) <= start or start + length > len(data):
-        raise DamagedFileError(f"{path}: truncated at {len(data)} bytes, inside its header; use an older checkpoint")
+        what = "inside its header; use an older checkpoint" if len(data) > start else "too few for a file of acktr"
+        raise DamagedFileError(f"{path}: truncated at {len(data)} bytes, {what}")
     try:
         header = json.loads(data[start : start + length])
     except (ValueError, RecursionError) as error:

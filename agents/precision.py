@@ -21,7 +21,7 @@ def choose_precision(settings: Settings, device: torch.device, *, convolutional:
             return torch.bfloat16, "precision: bfloat16 in the torso, which this CPU multiplies natively; else float32"
         return torch.float32, "precision: float32"
     if settings.precision == "float32":
-        return torch.float32, "precision: float32, as asked"
+        return torch.float32, "precision: float32, as set"
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision 'bfloat16' is not possible on this GPU: use --precision float32")
-    return torch.bfloat16, "precision: bfloat16 in the torso, as asked; else float32"
+    return torch.bfloat16, "precision: bfloat16 in the torso, as set; else float32"

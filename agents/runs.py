@@ -315,7 +315,7 @@ def choose_device(settings: Settings, environment: VectorEnvironment) -> tuple[t
         raise UserError(
             f"device '{settings.device}' is not there: torch sees {count} CUDA devices; use --device cpu or auto"
         )
-    return device, f"device: {device}, as asked"
+    return device, f"device: {device}, as set"
 
 
 def is_convolutional(settings: Settings, environment: VectorEnvironment) -> bool:
@@ -333,7 +333,10 @@ def _train_to_the_end(trainer: Trainer, folder: RunFolder) -> None:
     trainer.reporter.rest()
     name = shlex.quote(str(folder.path))
     if not complete:
-        saved = "exact resume goes on from the last checkpoint" if trainer.settings.exact_resume else "saved"
+        saved = "saved"
+        if trainer.settings.exact_resume:
+            begun = folder.latest_checkpoint() is not None
+            saved = f"exact resume goes on from {'the last checkpoint' if begun else 'the beginning'}"
         trainer.reporter.message(f"{saved}; go on with `acktr resume {name}`")
         raise KeyboardInterrupt
     if not trainer.world.leads:

@@ -111,7 +111,7 @@ class OptimizerSettings:
         1.0,
         "How far back young factors reach, as a share of the updates so far; stat_decay bounds it later.",
         typical="0.1 to 1",
-        origin="Martens & Grosse 2015, section 5 (1)",
+        origin="this project; 1 leaves stat_decay alone, debiased",
         low=0.01,
         high=1,
     )
@@ -166,7 +166,7 @@ class OptimizerSettings:
     )
     fisher: Literal["sampled", "exact", "empirical"] = setting(
         "sampled",
-        "Which Fisher the policy's factors estimate.",
+        "Which Fisher the factors estimate: the policy's, and likewise the value's.",
         typical="sampled",
         origin="Martens & Grosse 2015, section 5",
     )
@@ -281,7 +281,7 @@ class OptimizerSettings:
     )
     compat: Literal["none", "baselines"] = setting(
         "none",
-        "baselines: rescaling, momentum and Fisher as in the published code, so that its settings carry over.",
+        "baselines: rescaling and momentum as in the published code; with the preset atari-baselines its settings carry over.",
         typical="none",
         origin="openai/baselines acktr",
     )

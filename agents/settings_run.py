@@ -124,7 +124,11 @@ class EnvironmentSettings:
         origin="Baselines' FireReset",
     )
     noop_max: int = setting(
-        30, "Atari: up to this many no-ops at a reset.", typical="30", origin="Mnih et al. 2015", low=0
+        30,
+        "Atari: fewer than this many no-ops at a reset, drawn anew each time.",
+        typical="30",
+        origin="Mnih et al. 2015",
+        low=0,
     )
 
 

@@ -57,6 +57,7 @@ def record(
     Raises:
         UserError: the environment cannot render, `output` is neither .mp4 nor .gif, or it cannot be written.
     """
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory, but looks for a display and complains
     if output.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{output}: films are written as {' or '.join(_SUFFIXES)}; give such a path")
     if not output.parent.is_dir():

@@ -46,7 +46,7 @@ class MultiCategorical(Distribution):
         return torch.stack([part.mode for part in self.parts], dim=-1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """(*sample_shape, N, K) int64."""
+        """`(*sample_shape, N, K)` int64."""
         parts: Sequence[Distribution] = self.parts
         return torch.stack([part.sample(Size(sample_shape)) for part in parts], dim=-1)
 

@@ -25,7 +25,7 @@ class NoisyKFAC(KFAC):
 
     It maximises `E_q[log p(data)] - λ KL(q ‖ N(0, η))`. With N examples, c = λ / N and γ_in = c / η the posterior is
     `N(M, c (F + γ_in)⁻¹)` block by block, and the mean moves along `(F + γ_in + γ_ex)⁻¹ (g + γ_in M)`, g being the
-    gradient of the mean negative log-likelihood at a draw:
+    gradient of the mean negative log-likelihood at a draw::
 
         optimizer = NoisyKFAC(model, examples=len(inputs), lr=0.05, max_kl=None)
         optimizer.zero_grad()

@@ -44,7 +44,7 @@ class KFAC(PlainOptimizer):
     Linear and Conv2d weights get a Kronecker-factored block with their bias as a homogeneous coordinate; separate
     biases and normalisation layers a full or diagonal one; a small standalone parameter, such as a Gaussian's log-std,
     its exact block. Any other parameter gets its plain gradient and is named once in a warning. The model is never
-    modified.
+    modified. An update::
 
         optimizer = KFAC(model, lr=0.25, max_kl=1e-3)
         with optimizer.capture():

@@ -281,7 +281,7 @@ class OptimizerSettings:
     )
     compat: Literal["none", "baselines"] = setting(
         "none",
-        "baselines: rescaling and momentum as in the published code; with the preset atari-baselines its settings carry over.",
+        "baselines: rescaling and momentum as in the published code; the preset atari-baselines has its settings.",
         typical="none",
         origin="openai/baselines acktr",
     )

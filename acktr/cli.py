@@ -22,6 +22,7 @@ VERBS = {
     "export": "write a policy alone, without what only training needs",
     "plot": "draw learning curves of one or more runs",
     "benchmark": "run a suite of environments over seeds, beside peers, and sum it up",
+    "report": "write one HTML page about one or more runs",
     "curvature": "compare K-FAC and its relatives with the exact Fisher of a policy",
     "presets": "list the presets, or print one with the source of each value",
     "info": "show versions, devices, threads and the emulator",

@@ -21,6 +21,7 @@ from acktr.agents import presets
 from acktr.agents.settings import EVALUATION_SEED, FIELDS, convert
 from acktr.benchmark_command import Benchmark
 from acktr.errors import UserError
+from acktr.report_command import Report
 
 _PLAYED = "A run folder, a checkpoint or an exported policy."
 _GREEDY = "(default: sampled on Atari, greedy elsewhere)"
@@ -330,6 +331,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "record": Record,
     "export": Export,
     "plot": Plot,
+    "report": Report,
     "curvature": Curvature,
     "presets": Presets,
     "info": Info,

@@ -46,7 +46,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         environments.add(settings.env)
         curve = read_curve(run / METRICS_FILE)
         if curve.size:
-            groups.setdefault(_experiment(settings), []).append((run, curve))
+            groups.setdefault(experiment(settings), []).append((run, curve))
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no state shared with pyplot
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -91,7 +91,7 @@ def read_curve(file: Path) -> NDArray[np.float64]:
     return np.asarray(rows, dtype=np.float64).reshape(-1, len(names))
 
 
-def _experiment(settings: Settings) -> Settings:
+def experiment(settings: Settings) -> Settings:
     """The settings with those that decide no result at their defaults."""
     without_say = {*_NO_MATTER, *set[str]().union(*idle(settings, FIELDS).values())}
     defaults: dict[str, Any] = {name: FIELDS[name].default for name in without_say}

@@ -23,6 +23,7 @@ SHORTER = {
     "evaluate": ("--episodes", "4"),
     "benchmark": ("--total-timesteps", "2000", "--seeds", "1"),
     "curvature": ("--states", "16"),
+    "report": ("--episodes", "2", "--no-video"),
 }
 """What takes minutes as it stands there."""
 

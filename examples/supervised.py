@@ -5,7 +5,7 @@ same weights and see the same batches. `LevenbergMarquardt` is K-FAC without a l
 steps, the momentum and the damping from the exact quadratic model of each batch.
 
     python supervised.py                # 300 steps each
-    python supervised.py --steps 60     # a look
+    python supervised.py --steps 150    # a look
 """
 
 import argparse

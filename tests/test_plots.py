@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from acktr.agents.metrics_file import MetricsFile
-from acktr.agents.plots import _band, _experiment, _label, plot, read_curve
+from acktr.agents.plots import _band, experiment, _label, plot, read_curve
 from acktr.agents.run_folder import RunFolder
 from acktr.agents.settings import Settings
 from acktr.errors import UserError
@@ -68,13 +68,13 @@ def test_curves_are_named_by_what_sets_them_apart(tmp_path: Path) -> None:
     assert _label(far, [SETTINGS, far], runs=runs[:1]) == "ACKTR, a"
 
 
-def test_runs_that_differ_in_what_decides_no_result_are_one_experiment() -> None:
+def test_runs_that_differ_in_what_decides_no_result_are_oneexperiment() -> None:
     """Runs of A2C fell apart into two curves by settings of ACKTR's."""
     a2c = dataclasses.replace(SETTINGS, algorithm="a2c")
     same = dataclasses.replace(a2c, seed=3, max_kl=0.5, vectorization="sync", log_interval=300, pixel_size=84)
-    assert _experiment(same) == _experiment(a2c)
-    assert _experiment(dataclasses.replace(same, lr=0.1)) != _experiment(a2c)
-    assert _experiment(dataclasses.replace(SETTINGS, max_kl=0.5)) != _experiment(SETTINGS)
+    assert experiment(same) == experiment(a2c)
+    assert experiment(dataclasses.replace(same, lr=0.1)) != experiment(a2c)
+    assert experiment(dataclasses.replace(SETTINGS, max_kl=0.5)) != experiment(SETTINGS)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from acktr.agents.metrics_file import MetricsFile
-from acktr.agents.plots import _band, experiment, _label, plot, read_curve
+from acktr.agents.plots import _band, _label, experiment, plot, read_curve
 from acktr.agents.run_folder import RunFolder
 from acktr.agents.settings import Settings
 from acktr.errors import UserError

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import yaml
 from acktr.agents.benchmark import peers, summary
 from acktr.agents.benchmark.campaign import planned
 from acktr.agents.benchmark.jobs import jobs_of
-from acktr.agents.benchmark.peer_settings import published
+from acktr.agents.benchmark.peer_settings import peer_record, published
 from acktr.agents.benchmark.records import Record, Results
 from acktr.agents.benchmark.suites import CHANCE, PEERS, SUITES, Contestant, Suite
 from acktr.agents.benchmark.suites import peers as peers_named
@@ -73,6 +74,41 @@ def test_a_finished_benchmark_is_summed_up_again_and_run_no_more(
     assert "| CartPole-v1 |" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in finished.glob("runs/*/*/checkpoints/*")} == before
     assert main(["benchmark", *SHORT, "--out", str(finished), "--summary"]) == 0
+
+
+def test_records_without_their_checkpoints_are_not_trained_again(finished: Path, tmp_path: Path) -> None:
+    """Results are committed so: `acktr benchmark SUITE --out` on them sums up what a clone holds, and adds to it."""
+    kept = shutil.copytree(finished, tmp_path / "kept", ignore=shutil.ignore_patterns("checkpoints", "events*"))
+    campaign = planned("cartpole", out=kept, contestants=["acktr"], seeds=2, total_timesteps=2000)
+    assert all(job.is_finished() for job in campaign.jobs)
+    before = (finished / "table.md").read_text()
+    (kept / "table.md").unlink()
+    assert campaign.sum_up() == (kept / "table.md").read_text() == before
+    cut = kept / "runs" / "CartPole-v1" / "acktr-seed1" / "metrics.csv"
+    cut.write_text("".join(cut.read_text().splitlines(keepends=True)[:-1]))
+    assert [job.is_finished() for job in campaign.jobs] == [True, True, False]
+
+
+def test_a_part_of_a_benchmark_does_not_drop_the_rest_from_its_table(finished: Path, tmp_path: Path) -> None:
+    """Nor one without `--peer` what peers have run."""
+    kept = shutil.copytree(finished, tmp_path / "kept")
+    game = kept / "runs" / "CartPole-v1"
+    shutil.copytree(game / "acktr-seed0", game / "sb3-ppo-seed0", ignore=shutil.ignore_patterns("checkpoints"))
+    recorded = peer_record("sb3-ppo", "CartPole-v1", 0, 2000)
+    (game / "sb3-ppo-seed0" / "settings.yaml").write_text(yaml.safe_dump(recorded))
+    table = planned("cartpole", out=kept, contestants=["acktr"], seeds=1, total_timesteps=2000).sum_up()
+    assert "| environment | random | acktr | sb3-ppo |" in table
+    assert [row["seed"] for row in rows_of(kept / "runs.csv")] == ["0", "1", "0"]
+
+
+def test_a_peers_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "CartPole-v1" / "sb3-ppo-seed0"
+    folder.mkdir(parents=True)
+    recorded = peer_record("sb3-ppo", "CartPole-v1", 0, 2000) | {"gamma": 0.5}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(recorded, sort_keys=False))
+    campaign = planned("cartpole", out=tmp_path, peer_names=["sb3-ppo"], seeds=1, total_timesteps=3000)
+    with pytest.raises(UserError, match=r"total_timesteps 2000 and not 3000, gamma 0.5 and not 0.98"):
+        campaign.jobs[-1].is_finished()
 
 
 def test_runs_with_other_settings_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

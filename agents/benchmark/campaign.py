@@ -13,7 +13,7 @@ from acktr.agents.benchmark.peer_settings import check_installed, published
 from acktr.agents.benchmark.progress import Progress
 from acktr.agents.benchmark.records import results_of
 from acktr.agents.benchmark.runner import run
-from acktr.agents.benchmark.suites import Suite, peers, suite
+from acktr.agents.benchmark.suites import PEERS, Suite, peers, suite
 from acktr.agents.benchmark.summary import write
 from acktr.agents.run_folder import record_start
 from acktr.errors import RunError, UserError
@@ -38,8 +38,22 @@ class Campaign:
     out: Path
 
     def sum_up(self) -> str:
-        """Write the files of what is finished by now; the table, empty where nothing is."""
-        results = results_of(self.jobs, self.suite.references)
+        """Write the files of what is finished by now; the table, empty where nothing is.
+
+        All that the folder holds of the suite is in them, whatever was asked for this time.
+
+        Raises:
+            UserError: the folder holds a run with other settings.
+        """
+        known, own = suite(self.name), self.suite
+        whole = dataclasses.replace(
+            known,
+            total_timesteps=own.total_timesteps,
+            seeds=max(known.seeds, own.seeds),
+            peer_seeds=max(known.peer_seeds, own.peer_seeds),
+            peer_environments=known.environments,
+        )
+        results = results_of(jobs_of(whole, self.out, peers=peers(tuple(PEERS))), known.references)
         if not results.records:
             return ""
         return write(results, self.out, title=f"{self.name}: {self.suite.description}")

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from acktr.agents.benchmark.peer_settings import peer_record
 from acktr.agents.benchmark.suites import CHANCE, Contestant, Suite
 from acktr.agents.metrics_file import Row, read_metrics
 from acktr.agents.presets import resolve
-from acktr.agents.run_folder import FINAL_FILE, METRICS_FILE, SETTINGS_FILE, RunFolder
+from acktr.agents.run_folder import CHECKPOINT_FOLDER, FINAL_FILE, METRICS_FILE, SETTINGS_FILE, RunFolder
 from acktr.agents.settings import Settings, convert
 from acktr.errors import UserError
 
@@ -66,15 +69,26 @@ class Job:
         """
         if not (self.folder / SETTINGS_FILE).is_file():
             return False
-        row = self.last_row()
-        if not self.contestant.is_ours:
-            return row is not None and (row["timesteps"] or 0) >= self.timesteps
-        found, asked = RunFolder.open(self.folder).settings.to_dict(), self.settings().to_dict()
-        apart = [name for name in found if found[name] != asked[name] and name not in _CHOSEN]
-        if apart:
-            names = ", ".join(f"{name} {found[name]} and not {asked[name]}" for name in apart)
-            raise UserError(f"{self.folder} holds a run with {names}; give another --out, or remove it")
-        return (RunFolder.open(self.folder).checkpoints / FINAL_FILE).is_file()
+        self._check_settings()
+        checkpoints = self.folder / CHECKPOINT_FOLDER
+        if checkpoints.is_dir():
+            return (checkpoints / FINAL_FILE).is_file()
+        row = self.last_row()  # a peer's run, or a record kept without what its run would go on from
+        return row is not None and (row["timesteps"] or 0) >= self.timesteps
+
+    def _check_settings(self) -> None:
+        found: Mapping[str, Any]
+        if self.contestant == CHANCE:
+            return
+        if self.contestant.is_ours:
+            found, asked = RunFolder.open(self.folder).settings.to_dict(), self.settings().to_dict()
+        else:
+            found = yaml.safe_load((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+            asked = peer_record(self.contestant.algorithm, self.env, self.seed, self.timesteps)
+        names = [name for name in {**found, **asked} if name not in _CHOSEN and found.get(name) != asked.get(name)]
+        if names:
+            apart = ", ".join(f"{name} {found.get(name)} and not {asked.get(name)}" for name in names)
+            raise UserError(f"{self.folder} holds a run with {apart}; give another --out, or remove it")
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start its process, or go on where an interrupted run of ours stopped."""

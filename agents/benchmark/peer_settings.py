@@ -34,3 +34,13 @@ def published(algorithm: str, env: str) -> dict[str, Any]:
         if key == name or (key == "NoFrameskip" and name.endswith(key)):
             return dict(values)
     raise UserError(f"no settings of {algorithm} are published for {env}; known are {', '.join(known)}")
+
+
+def peer_record(algorithm: str, env: str, seed: int, total_timesteps: int) -> dict[str, Any]:
+    """What the settings.yaml of a peer's run says.
+
+    Raises:
+        UserError: as `published`.
+    """
+    asked = {"algorithm": algorithm, "env": env, "seed": seed, "total_timesteps": total_timesteps}
+    return {**asked, **published(algorithm, env)}

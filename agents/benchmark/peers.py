@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import yaml
 
-from acktr.agents.benchmark.peer_settings import published
+from acktr.agents.benchmark.peer_settings import peer_record, published
 from acktr.agents.files import write_text_atomically
 from acktr.agents.metrics_file import MetricsFile
 from acktr.agents.run_folder import COMMAND_FILE, METRICS_FILE, SETTINGS_FILE, VERSIONS_FILE, provenance
@@ -45,7 +45,7 @@ def train(algorithm: str, env: str, seed: int, total_timesteps: int, folder: Pat
     settings = published(algorithm, env)
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    recorded = {"algorithm": algorithm, "env": env, "seed": seed, "total_timesteps": total_timesteps, **settings}
+    recorded = peer_record(algorithm, env, seed, total_timesteps)
     write_text_atomically(folder / SETTINGS_FILE, yaml.safe_dump(recorded, sort_keys=False))
     words = [algorithm, env, str(seed), str(total_timesteps), folder.name]
     write_text_atomically(folder / COMMAND_FILE, f"python -P -m acktr.agents.benchmark.peers {' '.join(words)}\n")

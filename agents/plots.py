@@ -60,7 +60,8 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         (line,) = axes.plot(steps, middle, label=label, linewidth=1.8, marker="o" if len(steps) == 1 else None)
         if len(curves) == _fullest(groups.values()) or len(curves) > 1:
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set_title(", ".join(sorted(environments)) if len(environments) < 3 else f"{len(environments)} environments")
+    names = ", ".join(sorted(environments))
+    axes.set_title(_plain(names) if len(environments) < 3 else f"{len(environments)} environments")
     axes.set_xlabel("timesteps")
     axes.set_ylabel("raw return, last 100 episodes")
     if groups:
@@ -110,7 +111,12 @@ def _label(settings: Settings, others: Sequence[Settings], *, runs: Sequence[Pat
         parts.extend(f"{name} {values[name]}" for name in apart)
     else:
         parts.append(runs[0].resolve().name)
-    return ", ".join(parts) + (f" ({len(runs)} runs)" if len(runs) > 1 else "")
+    return _plain(", ".join(parts) + (f" ({len(runs)} runs)" if len(runs) > 1 else ""))
+
+
+def _plain(text: str) -> str:
+    """Text that the picture shows as it is: between two dollar signs it would be a formula."""
+    return text.replace("$", r"\$")
 
 
 def _fullest(groups: Collection[Sequence[object]]) -> int:

@@ -23,5 +23,5 @@ def choose_precision(settings: Settings, device: torch.device, *, convolutional:
     if settings.precision == "float32":
         return torch.float32, "precision: float32, as set"
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("precision 'bfloat16' is not possible on this GPU: use --precision float32")
+        raise UserError("this GPU has no bfloat16: train with --precision float32, or go on with this run elsewhere")
     return torch.bfloat16, "precision: bfloat16 in the torso, as set; else float32"

@@ -8,7 +8,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from acktr.envs.atari import suggested_ids
 from acktr.envs.batches import leaf_spaces
-from acktr.envs.single import make_single, one_line
+from acktr.envs.single import blame, make_single, one_line
 from acktr.envs.spaces import is_image
 from acktr.errors import UserError
 
@@ -36,6 +36,8 @@ def find_spec(env_id: str) -> EnvSpec:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(f"environment '{env_id}': {one_line(error)}; install or mend the module") from error
+        except Exception as error:  # a name that is no module's, or the module's own code
+            raise UserError(f"environment '{env_id}': importing {module} raised {blame(error)}; mend it") from error
     if name not in gymnasium.registry:
         raise UserError(f"no environment is called '{env_id}'{_nearest(name)}")
     return gymnasium.registry[name]

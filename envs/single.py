@@ -1,6 +1,7 @@
 """Making one environment from its registration. Imports gymnasium alone: worker processes start with it."""
 
 import importlib.util
+import os
 import warnings
 from typing import Any
 
@@ -44,8 +45,16 @@ def _hear_mujoco() -> None:
     """Take MuJoCo's warnings as Python's, each told once; its own way is to print those of every environment.
 
     A handler of the caller's own stays.
+
+    Raises:
+        UserError: MuJoCo cannot be loaded, as with a MUJOCO_GL whose library is missing.
     """
-    import mujoco
+    try:
+        import mujoco
+    except Exception as error:  # its bindings of OpenGL have exceptions of all kinds
+        backend = os.environ.get("MUJOCO_GL")
+        cure = f"MUJOCO_GL is '{backend}': install its library or unset it" if backend else "install it anew"
+        raise UserError(f"mujoco cannot be loaded: {type(error).__name__}: {one_line(error)}; {cure}") from error
 
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_warn)

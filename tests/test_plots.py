@@ -118,3 +118,15 @@ def test_what_cannot_be_plotted_or_written_is_a_user_error(tmp_path: Path) -> No
     (run / "metrics.csv").unlink()
     with pytest.raises(UserError, match="has written no metrics"):
         plot([run], tmp_path / "curve.png")
+
+
+def test_dollar_signs_in_a_folders_name_are_no_formula(tmp_path: Path) -> None:
+    """An odd one out would be drawn, a pair would be parsed, and what does not parse ended the plot in a traceback."""
+    apart = {"gamma": 0.5, "lr": 0.1, "max_kl": 0.1, "damping": 0.2}
+    points = [(10, 1.0), (20, 2.0)]
+    runs = [
+        make_run(tmp_path / "a$\\frac{$", points),
+        make_run(tmp_path / "b$^$", points, dataclasses.replace(SETTINGS, **apart)),
+    ]
+    plot(runs, tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").stat().st_size > 5_000

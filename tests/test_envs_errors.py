@@ -1,0 +1,46 @@
+"""What an environment's id can get wrong before anything runs: one line each, never a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from acktr.envs.registry import find_spec
+from acktr.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("id", "told"),
+    [
+        ("no_such_module:Id-v0", "No module named 'no_such_module'; install or mend the module"),
+        (".relative:Id-v0", "importing .relative raised TypeError"),
+        ("Nowhere-v0", "no environment is called 'Nowhere-v0'"),
+    ],
+)
+def test_an_id_that_leads_nowhere_is_told_in_one_line(id: str, told: str) -> None:
+    with pytest.raises(UserError) as raised:
+        find_spec(id)
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_module_that_breaks_while_it_is_imported_is_named_with_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "breaks_on_import.py").write_text("\n\nraise ValueError('out of cheese')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"ValueError: out of cheese \(.*breaks_on_import.py:3\)"):
+        find_spec("breaks_on_import:Id-v0")
+
+
+def test_a_renderer_that_mujoco_does_not_have_is_one_line() -> None:
+    command = [sys.executable, "-P", "-m", "acktr", "train", "--env", "InvertedPendulum-v5", "--total-timesteps", "100"]
+    done = subprocess.run(
+        command, env={**os.environ, "MUJOCO_GL": "bogus"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("acktr: error: mujoco cannot be loaded")
+    assert "MUJOCO_GL is 'bogus'" in line

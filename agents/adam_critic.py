@@ -35,7 +35,7 @@ class AdamCritic:
         self.settings = settings
         modules = (policy.value_torso, policy.value_head)
         self._parameters = [own for module in modules for own in module.parameters() if own.requires_grad]
-        self.optimizer = torch.optim.Adam(self._parameters, lr=settings.critic_lr)
+        self.optimizer = torch.optim.Adam(self._parameters, lr=settings.critic_lr, fused=True)
         self.skipped = torch.zeros((), device=self._parameters[0].device)
 
     def step(self, batch: Batch, scale: ValueScale, *, progress: float) -> dict[str, Tensor]:
@@ -68,8 +68,8 @@ class AdamCritic:
         gradients = [own.grad for own in self._parameters if own.grad is not None]
         usable = torch.isfinite(torch.nn.utils.get_total_norm(gradients))
         self.skipped += 1 - usable.to(self.skipped)
-        for gradient in gradients:
-            gradient.copy_(torch.where(usable, gradient, 0.0))
+        # what torch.amp.GradScaler sets, too: the fused step leaves parameters, moments and their age where it is 1
+        self.optimizer.found_inf = 1 - usable.to(self.skipped)  # type: ignore[attr-defined]
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:

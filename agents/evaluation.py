@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from acktr.agents.human_scores import human_normalised
+from acktr.agents.intervals import mean_interval
 from acktr.agents.observations import to_tensors
 from acktr.agents.policy import ActorCritic
 from acktr.agents.settings import Settings
@@ -22,7 +22,6 @@ FORMAT = 1
 MOST_ENVS = 16
 """Environments that games are played in unless told."""
 
-_RESAMPLES = 10_000
 _LONGEST_GAME = 50_000
 """Decisions; the emulator itself ends Atari games at 27,000."""
 
@@ -53,8 +52,8 @@ def evaluate(
         progress: called with the games that are over and their number in all.
 
     Returns:
-        Plain values, ready for JSON: format, env, episodes, return_mean, return_std, return_median, return_ci95 (95 %
-        bootstrap interval of the mean; this and return_std are None for a single game), length_mean,
+        Plain values, ready for JSON: format, env, episodes, return_mean, return_std, return_median, return_ci95 (95 % t
+        interval of the mean; this and return_std are None for a single game), length_mean,
         human_normalised, truncated, stalled, returns (of every game, in the order in which they ended), protocol.
 
     Raises:
@@ -102,7 +101,7 @@ def evaluate(
     if not np.isfinite(scores).all():
         raise RunError(f"'{environment.id}' gave a game whose return is not finite: {scores[~np.isfinite(scores)][0]}")
     mean = float(scores.mean())
-    low, high = bootstrap_interval(scores, seed=seed)
+    interval = mean_interval(scores)
     return {
         "format": FORMAT,
         "env": environment.id,
@@ -110,7 +109,7 @@ def evaluate(
         "return_mean": mean,
         "return_std": float(scores.std(ddof=1)) if episodes > 1 else None,
         "return_median": float(np.median(scores)),
-        "return_ci95": [low, high] if episodes > 1 else None,
+        "return_ci95": None if interval is None else list(interval),
         "length_mean": float(np.mean(lengths)),
         "human_normalised": human_normalised(str(environment.protocol.get("game", "")), mean),
         "truncated": truncated,
@@ -134,19 +133,6 @@ def customary(environment: VectorEnvironment) -> bool:
 def playing_settings(settings: Settings, num_envs: int, device: str) -> Settings:
     """Settings under which whole games are played, whatever training took for an end."""
     return dataclasses.replace(settings, num_envs=num_envs, device=device, terminal_on_life_loss=False)
-
-
-def bootstrap_interval(scores: NDArray[np.float64], *, seed: int) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean.
-
-    Args:
-        scores: (n,).
-        seed: of the resampling.
-    """
-    generator = np.random.default_rng(seed)
-    means = scores[generator.integers(0, scores.size, (_RESAMPLES, scores.size))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def _engines(environment: VectorEnvironment) -> tuple[str, ...]:

@@ -61,7 +61,8 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         if len(curves) == _fullest(groups.values()) or len(curves) > 1:
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     names = ", ".join(sorted(environments))
-    axes.set_title(_plain(names) if len(environments) < 3 else f"{len(environments)} environments")
+    # names may have dollar signs in them, which are no formulas
+    axes.set_title(names if len(environments) < 3 else f"{len(environments)} environments", parse_math=False)
     axes.set_xlabel("timesteps")
     axes.set_ylabel("raw return, last 100 episodes")
     if groups:
@@ -69,7 +70,8 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
     if groups:
-        axes.legend(loc="best", frameon=False)
+        for text in axes.legend(loc="best", frameon=False).get_texts():
+            text.set_parse_math(False)
     else:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", va="center")
@@ -111,12 +113,7 @@ def _label(settings: Settings, others: Sequence[Settings], *, runs: Sequence[Pat
         parts.extend(f"{name} {values[name]}" for name in apart)
     else:
         parts.append(runs[0].resolve().name)
-    return _plain(", ".join(parts) + (f" ({len(runs)} runs)" if len(runs) > 1 else ""))
-
-
-def _plain(text: str) -> str:
-    """Text that the picture shows as it is: between two dollar signs it would be a formula."""
-    return text.replace("$", r"\$")
+    return ", ".join(parts) + (f" ({len(runs)} runs)" if len(runs) > 1 else "")
 
 
 def _fullest(groups: Collection[Sequence[object]]) -> int:

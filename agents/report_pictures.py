@@ -78,10 +78,7 @@ PANELS = (
 
 def learning_curve(runs: Sequence[RunFiles]) -> bytes:
     """The picture of `acktr plot`."""
-    from matplotlib import rc_context
-
-    # a folder's name may have dollars in it, which are no formula
-    with tempfile.TemporaryDirectory() as folder, _style(), rc_context({"text.parse_math": False}):
+    with tempfile.TemporaryDirectory() as folder, _style():
         file = Path(folder) / "curve.svg"
         plot([run.path for run in runs], file)
         return file.read_bytes()

@@ -20,6 +20,7 @@ from acktr.envs.make import family, make_screen, make_vec
 from acktr.envs.vector import VectorEnvironment
 from acktr.errors import UserError
 
+_GIF_FPS = 50
 _ATARI_FPS = 15  # 60 emulated frames a second, four to a decision
 _SMALLEST_SIDE = 400
 _MOST_FRAMES = 30_000
@@ -79,9 +80,11 @@ def record(
     try:
         observations = environment.reset([seed])
         picture = _screen(screen.reset([seed])) if screen is not None else _first_picture(environment)
-        with closing(_writer(output, fps)) as writer:
+        every = _thinning(output, fps)
+        with closing(_writer(output, fps / every)) as writer:
             while len(returns) < episodes and frames < _MOST_FRAMES:
-                writer.append_data(_enlarge(picture))
+                if frames % every == 0:
+                    writer.append_data(_enlarge(picture))
                 frames += 1
                 actions = policy.act(to_tensors(observations, device), generator=generator, deterministic=deterministic)
                 host_actions = actions.cpu().numpy()
@@ -140,7 +143,13 @@ def _enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return large[: large.shape[0] // 2 * 2, : large.shape[1] // 2 * 2]
 
 
-def _writer(output: Path, fps: int) -> Any:  # imageio's writers are untyped
+def _thinning(output: Path, fps: int) -> int:
+    """Every how many pictures are kept: viewers slow GIFs down that change more than fifty times a second."""
+    return max(1, -(-fps // _GIF_FPS)) if output.suffix.lower() == ".gif" else 1
+
+
+def _writer(output: Path, fps: float) -> Any:  # imageio's writers are untyped
     if output.suffix.lower() == ".gif":
-        return imageio.get_writer(output, duration=1000 / fps, loop=0)  # milliseconds a picture, repeated for ever
+        # milliseconds a picture, which GIFs keep in hundredths of a second; repeated for ever
+        return imageio.get_writer(output, duration=round(100 / fps) * 10, loop=0)
     return imageio.get_writer(output, fps=fps, macro_block_size=2, quality=8)

@@ -1,5 +1,6 @@
 """A critic that Adam trains, beside a policy that K-FAC trains."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,32 @@ def test_adam_moves_the_critic_as_torch_does_and_leaves_the_policy_alone() -> No
         torch.testing.assert_close(weight, other, rtol=0, atol=2e-5)
     for own, before in zip(updater.actor._parameters, actor, strict=True):
         assert own.equal(before)
+    agent.close()
+
+
+def test_a_gradient_that_is_not_finite_moves_neither_the_critic_nor_its_moments() -> None:
+    agent = ACKTR("CartPole-v1", seed=0, **SETTINGS)  # type: ignore[arg-type]
+    trainer = agent._trainer
+    updater = trainer.updater
+    assert isinstance(updater, ACKTRUpdater)
+    critic = updater.adam_critic
+    assert critic is not None
+    trainer.collector.restart()
+    batch = trainer._collect()
+    updater._scale.observe(batch)
+    broken = dataclasses.replace(batch, returns=batch.returns * torch.nan)
+    for made in (0, 2):  # before any moments are there, and after
+        for _ in range(made):
+            critic.step(batch, updater._scale, progress=0.0)
+        weights = [own.detach().clone() for own in critic._parameters]
+        moments = [part.clone() for own in critic._parameters for part in critic.optimizer.state[own].values()]
+        critic.step(broken, updater._scale, progress=0.0)
+        for own, before in zip(critic._parameters, weights, strict=True):
+            assert own.equal(before)
+        now = [part for own in critic._parameters for part in critic.optimizer.state[own].values()]
+        assert all(part.equal(kept) for part, kept in zip(now, moments, strict=False))
+        assert {float(critic.optimizer.state[own]["step"]) for own in critic._parameters} == {made}
+    assert critic.skipped == 2
     agent.close()
 
 

@@ -41,6 +41,29 @@ def test_without_damping_a_singular_factor_is_as_badly_conditioned_as_can_be() -
     assert condition_numbers(trained().units, 0.0)["3/G"] > 1e12
 
 
+def test_a_chain_of_layers_has_those_of_each_of_its_links() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    optimizer = KFAC(model, lr=0.1, structure="block-tridiagonal")
+    with optimizer.capture():
+        logits = model(torch.randn(64, 5, dtype=torch.float64))
+    optimizer.update_statistics(Fisher(distribution=torch.distributions.Categorical(logits=logits)))
+    optimizer.estimate.settle()
+    (unit,) = optimizer.units
+    found = condition_numbers(optimizer.units, 0.01)
+    assert list(found) == [f"0 - 2/{link}/{letter}" for link in (0, 1) for letter in "AG"]
+    A, G = unit.block.inputs[0].value, unit.block.outputs[0].value  # type: ignore[attr-defined]
+    damping = factored_damping(A, G, 0.01)[0]
+    dense = A[0] + damping * torch.eye(A.shape[-1], dtype=A.dtype)
+    assert found["0 - 2/0/A"] == pytest.approx(np.linalg.cond(dense.numpy()), rel=1e-8)
+
+
+def test_a_factor_of_zeros_is_singular() -> None:
+    optimizer = trained()
+    optimizer.units[1].block.inputs.value.zero_()  # type: ignore[attr-defined]
+    assert condition_numbers(optimizer.units, 0.0)["3/A"] == math.inf
+
+
 def test_nothing_is_said_of_units_without_factors() -> None:
     assert condition_numbers(trained("diagonal").units, 0.01) == {}
     fresh = KFAC(nn.Linear(2, 2), lr=0.1)

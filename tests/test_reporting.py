@@ -280,6 +280,21 @@ def test_tensorboard_knows_the_settings_of_a_run(folder: RunFolder) -> None:
     assert "rollout/return_mean" in [info.name.tag for info in experiment.metric_infos]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"structure": "block-tridiagonal"}, {"exploration": "noisy-kfac"}]
+    + [{"curvature": name} for name in ("ekfac", "kfoc", "ekfoc", "diagonal", "full")],
+    ids=str,
+)
+def test_a_checkpoint_with_its_figures_is_written_under_every_curvature(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    small = {"run_dir": tmp_path / "run", "checkpoint_interval": 300, "hidden_sizes": [8], **settings}
+    agent = ACKTR("CartPole-v1", seed=0, **small).learn(640)
+    agent.close()
+    assert (tmp_path / "run" / "checkpoints" / "final.safetensors").is_file()
+
+
 def test_condition_numbers_of_the_factors_go_to_tensorboard(tmp_path: Path) -> None:
     agent = ACKTR("CartPole-v1", seed=0, run_dir=tmp_path / "run", checkpoint_interval=640).learn(1280)
     agent.close()

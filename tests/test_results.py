@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import batch_size
@@ -9,6 +10,7 @@ import pytest
 import scaling
 import yaml
 
+from acktr.agents.benchmark.campaign import planned
 from acktr.agents.idle_settings import idle
 from acktr.agents.presets import resolve
 from acktr.agents.settings import Settings
@@ -16,10 +18,12 @@ from acktr.agents.settings import Settings
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 OTHER_SETTINGS = "plain-path/plain"
 """Runs without the fast path, which the shipped presets are compared with."""
+SUITES = sorted(path.parent.name for path in RESULTS.glob("*/runs"))
+"""Kept by `acktr benchmark`, which compares their settings itself."""
 RECORDS = sorted(
     record
     for record in (path.parent.relative_to(RESULTS) for path in RESULTS.rglob("settings.yaml"))
-    if not record.as_posix().startswith(OTHER_SETTINGS)
+    if not record.as_posix().startswith((OTHER_SETTINGS, *SUITES))
 )
 OF_THE_COMMAND = {
     *("seed", "num_threads", "vectorization", "precision", "total_timesteps", "log_interval"),
@@ -42,6 +46,24 @@ def test_a_change_of_a_preset_asks_for_its_results_to_be_run_again(record: Path)
     if record.parts[0] == "batch-size":
         changed -= of_the_batch(record)
     assert changed == set().union(*idle(settings, changed).values())
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suites_tables_are_those_of_its_runs_with_the_presets_as_shipped(name: str, tmp_path: Path) -> None:
+    """Neither a preset nor a peer's settings have changed since: summing up refuses such runs."""
+    kept = shutil.copytree(RESULTS / name, tmp_path / name)
+    table = planned(name, out=kept).sum_up()
+    committed = RESULTS / name
+    assert table == (committed / "table.md").read_text()
+    for file in ("runs.csv", "curves.csv", "aggregate.csv", "settings.yaml"):
+        assert (kept / file).read_text() == (committed / file).read_text()
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_page_of_results_has_a_suites_table(name: str) -> None:
+    page = (RESULTS / "README.md").read_text()
+    rows = [line for line in (RESULTS / name / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert [row for row in rows if row not in page] == []
 
 
 def of_the_batch(record: Path) -> set[str]:
@@ -79,7 +101,9 @@ def test_the_scaling_model_predicts_the_updates_that_it_was_not_fitted_to() -> N
 FILES = sorted(path.relative_to(RESULTS) for path in RESULTS.rglob("*") if path.is_file() and path.name != "commit.txt")
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.name not in ("README.md", "curve.png")], ids=str)
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.name not in ("README.md", "curve.png", ".lock")], ids=str
+)
 def test_every_result_carries_its_commit(file: Path) -> None:
     """In itself, or in a `commit.txt` beside or above it; curves are drawn from records that have theirs."""
     told = [RESULTS / folder / "commit.txt" for folder in file.parents]

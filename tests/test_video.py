@@ -1,5 +1,6 @@
 """Films: the colour screen plays the very game that the policy plays, and the file holds it."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from acktr.agents import video
 from acktr.agents.settings import Settings
 from acktr.agents.video import _enlarge, _first_picture, record
 from acktr.envs.make import make_screen, make_vec
@@ -107,6 +109,19 @@ def test_the_same_seed_films_the_same_game(tmp_path: Path) -> None:
     a, b, c = (imageio.imread(tmp_path / f"{name}.mp4") for name in "abc")
     assert np.array_equal(a, b)
     assert a.shape != c.shape or not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize(("fps", "seconds"), [(125, 1 / 40), (60, 1 / 30), (50, 0.02), (30, 0.03), (15, 0.07)])
+def test_a_gif_changes_no_faster_than_viewers_play_it(fps: int, seconds: float, tmp_path: Path) -> None:
+    """A picture shorter than two hundredths of a second is shown for ten of them by most."""
+    every = video._thinning(tmp_path / "game.gif", fps)
+    with contextlib.closing(video._writer(tmp_path / "game.gif", fps / every)) as writer:
+        for shade in range(0, 250, 25):
+            writer.append_data(np.full((8, 8, 3), shade, dtype=np.uint8))
+    duration = imageio.immeta(tmp_path / "game.gif")["duration"] / 1000
+    assert duration >= 0.02
+    assert duration == pytest.approx(seconds, abs=0.0051)
+    assert video._thinning(tmp_path / "game.mp4", fps) == 1
 
 
 def test_a_gif_plays_at_the_pace_of_the_game_and_repeats(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """How well conditioned the factors are that are to be inverted: what a rising retry count announces itself by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,13 +14,13 @@ from acktr.kfac.units import Unit
 
 @runtime_checkable
 class _Factored(Protocol):
-    """A block of a product A ⊗ G."""
+    """A block of a product A ⊗ G, or of one for each link of a chain."""
 
     @property
-    def inputs(self) -> RunningAverage: ...
+    def inputs(self) -> RunningAverage | list[RunningAverage]: ...
 
     @property
-    def outputs(self) -> RunningAverage: ...
+    def outputs(self) -> RunningAverage | list[RunningAverage]: ...
 
 
 @torch.no_grad()
@@ -35,21 +35,32 @@ def condition_numbers(units: Sequence[Unit], damping: float) -> dict[str, float]
             whichever damping mode is in use; 0 leaves the factors as they are.
 
     Returns:
-        (largest eigenvalue + damping) / (smallest + damping), of several groups the largest, by "NAME/A" and "NAME/G";
-        infinite where a factor is singular or defies its decomposition; nothing of units without statistics or whose
-        factors are not finite.
+        (largest eigenvalue + damping) / (smallest + damping), of several groups the largest, by "NAME/A" and "NAME/G",
+        "NAME/0/A", "NAME/0/G" and so on for the links of a chain; infinite where a factor is singular or defies its
+        decomposition; nothing of units without statistics or whose factors are not finite.
     """
     found = {}
     for unit in units:
-        block = unit.block
-        if not isinstance(block, _Factored) or block.inputs.value is None or block.outputs.value is None:
-            continue
-        A, G = block.inputs.value.double(), block.outputs.value.double()
-        if not (A.isfinite().all() and G.isfinite().all()):
-            continue
-        for letter, factor, added in zip("AG", (A, G), factored_damping(A, G, damping), strict=True):
-            found[f"{unit.name}/{letter}"] = _condition(factor, added)
+        for name, inputs, outputs in _factors(unit):
+            if inputs.value is None or outputs.value is None:
+                continue
+            A, G = inputs.value.double(), outputs.value.double()
+            if not (A.isfinite().all() and G.isfinite().all()):
+                continue
+            for letter, factor, added in zip("AG", (A, G), factored_damping(A, G, damping), strict=True):
+                found[f"{name}/{letter}"] = _condition(factor, added)
     return found
+
+
+def _factors(unit: Unit) -> Iterator[tuple[str, RunningAverage, RunningAverage]]:
+    block = unit.block
+    if not isinstance(block, _Factored):
+        return
+    if isinstance(block.inputs, list) and isinstance(block.outputs, list):
+        for link, (inputs, outputs) in enumerate(zip(block.inputs, block.outputs, strict=True)):
+            yield f"{unit.name}/{link}", inputs, outputs
+    elif isinstance(block.inputs, RunningAverage) and isinstance(block.outputs, RunningAverage):
+        yield unit.name, block.inputs, block.outputs
 
 
 def _condition(factor: Tensor, damping: Tensor) -> float:
@@ -58,4 +69,4 @@ def _condition(factor: Tensor, damping: Tensor) -> float:
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch's stubs leave it out
         return math.inf  # a figure to look at must not end a run
     eigenvalues = eigenvalues.clamp(min=0) + damping[:, None]
-    return float((eigenvalues[:, -1] / eigenvalues[:, 0]).max())
+    return float((eigenvalues[:, -1] / eigenvalues[:, 0]).nan_to_num(math.inf).max())  # 0 / 0 is of a factor of zeros

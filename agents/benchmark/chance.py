@@ -38,7 +38,7 @@ def play(env: str, seed: int, folder: Path) -> None:
     settings = resolve(convert({"env": env, "seed": seed, "vectorization": "sync"}, source="chance")).settings()
     environment = make_environment(playing_settings(settings, ENVIRONMENTS, "cpu"))
     returns: list[list[float]] = [[] for _ in range(ENVIRONMENTS)]
-    lengths: list[float] = []
+    lengths: list[list[float]] = [[] for _ in range(ENVIRONMENTS)]
     steps = 0
     with contextlib.closing(environment):
         space = batch_space(environment.action_space, ENVIRONMENTS)
@@ -49,8 +49,9 @@ def play(env: str, seed: int, folder: Path) -> None:
             steps += ENVIRONMENTS
             for index, number in enumerate(step.episode_envs):
                 returns[number].append(float(step.episode_returns[index]))
-                lengths.append(float(step.episode_lengths[index]))
-    scores = np.array([own[: EPISODES // ENVIRONMENTS] for own in returns])
+                lengths[number].append(float(step.episode_lengths[index]))
+    # of each environment as many: the first games to end are the short ones
+    scores, counts = (np.array([own[: EPISODES // ENVIRONMENTS] for own in part]) for part in (returns, lengths))
     elapsed = time.perf_counter() - start
     folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder / SETTINGS_FILE, yaml.safe_dump({"algorithm": "random", "env": env, "seed": seed}))
@@ -64,8 +65,8 @@ def play(env: str, seed: int, folder: Path) -> None:
                 "wall_time": elapsed,
                 "steps_per_second": steps / elapsed,
                 "return_mean": scores.mean(),
-                "return_std": scores.std(ddof=1),
-                "length_mean": float(np.mean(lengths)),
+                "return_std": scores.std(),
+                "length_mean": counts.mean(),
                 "episodes": scores.size,
             }
         )

@@ -142,7 +142,7 @@ def _recorder(metrics: MetricsFile, total_timesteps: int) -> Any:
             returns = np.array([episode["r"] for episode in ended])
             shown = {
                 "return_mean": returns.mean(),
-                "return_std": returns.std(ddof=1) if len(returns) > 1 else None,
+                "return_std": returns.std(),
                 "length_mean": np.mean([episode["l"] for episode in ended]),
             }
             metrics.write(

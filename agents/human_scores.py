@@ -66,6 +66,11 @@ SCORES = MappingProxyType(
 """By the emulator's name of the game: (random, human)."""
 
 
+def human_score(game: str) -> float | None:
+    """The human tester's score, or None for a game without one."""
+    return SCORES[game][1] if game in SCORES else None
+
+
 def human_normalised(game: str, score: float) -> float | None:
     """`(score - random) / (human - random)`, or None for a game without a human score."""
     if game not in SCORES:

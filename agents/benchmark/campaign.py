@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from acktr.agents.run_folder import record_start
 from acktr.errors import RunError, UserError
 
 LOCK_FILE = ".lock"
+
+_OF_SEED = re.compile(r"-seed(\d+)$")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,11 +49,12 @@ class Campaign:
             UserError: the folder holds a run with other settings.
         """
         known, own = suite(self.name), self.suite
+        there = [int(found[1]) + 1 for path in self.out.glob("runs/*/*") if (found := _OF_SEED.search(path.name))]
         whole = dataclasses.replace(
             known,
             total_timesteps=own.total_timesteps,
-            seeds=max(known.seeds, own.seeds),
-            peer_seeds=max(known.peer_seeds, own.peer_seeds),
+            seeds=max(known.seeds, own.seeds, *there),
+            peer_seeds=max(known.peer_seeds, own.peer_seeds, *there),
             peer_environments=known.environments,
         )
         results = results_of(jobs_of(whole, self.out, peers=peers(tuple(PEERS))), known.references)

@@ -61,13 +61,17 @@ class Job:
         rows = read_metrics(file) if file.is_file() else []
         return rows[-1] if rows else None
 
+    def is_begun(self) -> bool:
+        """Whether it was started."""
+        return (self.folder / SETTINGS_FILE).is_file()
+
     def is_finished(self) -> bool:
         """Whether nothing is left to do.
 
         Raises:
             UserError: the folder holds a run with other settings.
         """
-        if not (self.folder / SETTINGS_FILE).is_file():
+        if not self.is_begun():
             return False
         self._check_settings()
         checkpoints = self.folder / CHECKPOINT_FOLDER
@@ -109,7 +113,7 @@ class Job:
             return ["acktr.agents.benchmark.chance", self.env, seed, folder]
         if not self.contestant.is_ours:
             return ["acktr.agents.benchmark.peers", self.contestant.algorithm, self.env, seed, steps, folder]
-        if (self.folder / SETTINGS_FILE).is_file():
+        if self.is_begun():
             return ["acktr", "resume", folder]
         words = ["--env", self.env, "--algorithm", self.contestant.algorithm, "--seed", seed, "--num-threads", "1"]
         return [

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from acktr.agents.benchmark.aggregates import interval, performance_profile
+from acktr.agents.benchmark.aggregates import estimate, performance_profile
 from acktr.agents.benchmark.records import Record, Results
 from acktr.errors import UserError
 
@@ -31,7 +31,7 @@ def draw_curves(results: Results, path: Path) -> None:
             panel.plot(steps, values.mean(axis=0), color=colour, label=name, linewidth=1.5)
             panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         if env in results.chance:
-            panel.axhline(results.chance[env], color="0.6", linewidth=0.8, linestyle=":")
+            panel.axhline(results.chance[env].mean, color="0.6", linewidth=0.8, linestyle=":")
         panel.set_title(env, fontsize=10)
         _in_units(panel)
         panel.grid(alpha=0.3)
@@ -54,11 +54,14 @@ def draw_scores(results: Results, groups: Sequence[tuple[list[str], list[str]]],
     for (names, environments), left, right in zip(groups, panels[::2], panels[1::2], strict=True):
         scores = {name: results.normalised(name, environments) for name in names}
         for place, name in enumerate(reversed(names)):
-            found = interval(scores[name])
-            left.barh(place, found.high - found.low, left=found.low, height=0.6, color=colours[name], alpha=0.5)
+            found = estimate(scores[name])
+            if found.low is not None and found.high is not None:
+                left.barh(place, found.high - found.low, left=found.low, height=0.6, color=colours[name], alpha=0.5)
             left.plot([found.value] * 2, [place - 0.3, place + 0.3], color=colours[name], linewidth=2)
         left.set_yticks(range(len(names)), list(reversed(names)))
-        left.set_title(f"interquartile mean, {len(environments)} environments", fontsize=10)
+        several = len(environments) > 1
+        what = f"interquartile mean, {len(environments)} environments" if several else f"mean, {environments[0]}"
+        left.set_title(what, fontsize=10)
         left.set_xlabel("normalised score: 0 random play, 1 the reference")
         left.grid(alpha=0.3, axis="x")
         pooled = np.concatenate([own for parts in scores.values() for own in parts])

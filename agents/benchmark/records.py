@@ -1,8 +1,10 @@
 """What finished runs have to say: scores, curves, and the scale that makes environments comparable."""
 
+import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -10,10 +12,16 @@ from numpy.typing import NDArray
 
 from acktr.agents.benchmark.aggregates import Scores, normalised
 from acktr.agents.benchmark.jobs import Job
-from acktr.agents.benchmark.suites import CHANCE
+from acktr.agents.benchmark.suites import CHANCE, HUMAN
+from acktr.agents.human_scores import human_score
 from acktr.agents.metrics_file import Row
 from acktr.agents.plots import read_curve
 from acktr.agents.run_folder import METRICS_FILE, SETTINGS_FILE
+from acktr.envs.atari import atari_spec
+from acktr.envs.registry import family, find_spec
+
+_CLEARLY = 3.0
+"""Standard errors of random play's mean that a reference must lie above it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,29 +51,36 @@ class Record:
         return float("nan") if value is None else value
 
 
+class Chance(NamedTuple):
+    """Random play on an environment: its mean return, and the standard error of that."""
+
+    mean: float
+    error: float = 0.0
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
     """The finished runs of a benchmark.
 
     Attributes:
         records: of contestants.
-        chance: mean return of random play by environment.
-        references: whose mean counts as 1, the first of them that has a run on an environment.
+        chance: random play by environment.
+        references: whose mean counts as 1, the first of them that has a run on an environment; HUMAN takes the score of
+            the human tester on an Atari game.
+        contestants: those that have records, in the order of the suite.
+        unfinished: number of runs that were begun and are not at their end, by environment and contestant.
     """
 
     records: tuple[Record, ...]
-    chance: Mapping[str, float]
+    chance: Mapping[str, Chance]
     references: tuple[str, ...]
+    contestants: tuple[str, ...]
+    unfinished: Mapping[tuple[str, str], int] = dataclasses.field(default_factory=dict)
 
     @property
     def environments(self) -> list[str]:
         """In the order of the suite."""
         return list(dict.fromkeys(record.env for record in self.records))
-
-    @property
-    def contestants(self) -> list[str]:
-        """In the order of the suite."""
-        return list(dict.fromkeys(record.contestant for record in self.records))
 
     def of(self, env: str, contestant: str) -> list[Record]:
         """The runs of one contestant on one environment."""
@@ -75,12 +90,19 @@ class Results:
         """Their scores, (runs,)."""
         return np.array([record.score for record in self.of(env, contestant)])
 
-    def reference(self, env: str) -> str | None:
-        """Who sets the scale on an environment: better than chance, with a finite score."""
+    def reference(self, env: str) -> tuple[str, float] | None:
+        """Who sets the scale on an environment, and the score there: clearly better than chance.
+
+        Within the error of random play's mean a scale would be noise, and so would all that is measured by it.
+        """
+        if env not in self.chance:
+            return None
+        chance = self.chance[env]
         for name in self.references:
             scores = self.scores(env, name)
-            if len(scores) and env in self.chance and scores.mean() > self.chance[env]:
-                return name
+            best = _human(env) if name == HUMAN else float(scores.mean()) if len(scores) else None
+            if best is not None and best > chance.mean + _CLEARLY * chance.error:
+                return name, best
         return None
 
     def comparable(self, contestants: Sequence[str]) -> list[str]:
@@ -98,21 +120,23 @@ class Results:
         for env in environments:
             reference = self.reference(env)
             assert reference is not None
-            best = float(self.scores(env, reference).mean())
-            found.append(normalised(self.scores(env, contestant), random=self.chance[env], reference=best))
+            random, (_, best) = self.chance[env].mean, reference
+            found.append(normalised(self.scores(env, contestant), random=random, reference=best))
         return found
 
 
 def results_of(jobs: Sequence[Job], references: tuple[str, ...]) -> Results:
     """Read what is finished."""
-    records, chance = [], {}
+    records, chance, unfinished = [], {}, collections.Counter[tuple[str, str]]()
     for job in jobs:
         row = job.last_row() if job.is_finished() else None
         if row is None:
+            unfinished[job.env, job.contestant.name] += job.is_begun()
             continue
         if job.contestant == CHANCE:
-            assert row["return_mean"] is not None
-            chance[job.env] = row["return_mean"]
+            mean, deviation, games = row["return_mean"], row["return_std"], row["episodes"]
+            assert mean is not None
+            chance[job.env] = Chance(mean=mean, error=(deviation or 0.0) / math.sqrt(games or 1.0))
             continue
         curve = read_curve(job.folder / METRICS_FILE)[:, :2]
         settings = yaml.safe_load((job.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
@@ -123,7 +147,18 @@ def results_of(jobs: Sequence[Job], references: tuple[str, ...]) -> Results:
     order = {env: place for place, env in enumerate(dict.fromkeys(job.env for job in jobs))}
     names = {name: place for place, name in enumerate(dict.fromkeys(job.contestant.name for job in jobs))}
     records.sort(key=lambda record: (order[record.env], names[record.contestant], record.seed))
-    return Results(records=tuple(records), chance=chance, references=references)
+    ran = {record.contestant for record in records}
+    return Results(
+        records=tuple(records),
+        chance=chance,
+        references=references,
+        contestants=tuple(name for name in names if name in ran),
+        unfinished=unfinished,
+    )
+
+
+def _human(env: str) -> float | None:
+    return human_score(atari_spec(find_spec(env)).game) if family(env) == "atari" else None
 
 
 def steps_per_second(record: Record) -> float:

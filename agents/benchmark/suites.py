@@ -11,6 +11,9 @@ from acktr.errors import UserError
 RANDOM = "random"
 """Uniformly random play: where a score of 0 lies when scores are normalised."""
 
+HUMAN = "human"
+"""The human tester of Atari games, where a score of 1 lies."""
+
 PEERS = MappingProxyType(
     {
         "sb3-a2c": "stable-baselines3's A2C",
@@ -88,7 +91,8 @@ class Suite:
         contestants: ours.
         peer_environments: where peers take part when they are asked for.
         peer_seeds: runs of each peer.
-        references: whose mean score counts as 1, the first of them that ran on an environment.
+        references: whose mean score counts as 1, the first of them that ran on an environment; HUMAN has scores on
+            Atari.
     """
 
     description: str
@@ -150,7 +154,7 @@ SUITES: MappingProxyType[str, Suite] = MappingProxyType(
             seeds=2,
             peer_environments=("PongNoFrameskip-v4", "BreakoutNoFrameskip-v4"),
             peer_seeds=1,
-            references=("a2c",),
+            references=(HUMAN,),
         ),
         "atari-10m": Suite(
             description="the seven games of Mnih et al. 2013, ten million steps",
@@ -159,7 +163,7 @@ SUITES: MappingProxyType[str, Suite] = MappingProxyType(
             seeds=3,
             peer_environments=tuple(f"{game}NoFrameskip-v4" for game in _SEVEN_GAMES),
             peer_seeds=1,
-            references=("a2c",),
+            references=(HUMAN,),
         ),
     }
 )

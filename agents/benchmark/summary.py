@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from acktr.agents.benchmark.aggregates import Interval, difference, interval
+from acktr.agents.benchmark.aggregates import Interval, difference, estimate
 from acktr.agents.benchmark.pictures import draw_curves, draw_scores
 from acktr.agents.benchmark.records import Results, steps_per_second
+from acktr.agents.benchmark.suites import HUMAN
 from acktr.agents.files import write_text_atomically
 
 RUNS_FILE = "runs.csv"
@@ -98,24 +99,23 @@ def _curves(results: Results) -> Iterable[Sequence[object]]:
 
 
 def _aggregate(results: Results) -> Iterable[Sequence[object]]:
-    yield "what", "environments", "contestant", "runs", "mean", "interquartile_mean", "low", "high"
+    yield "what", "environments", "contestant", "runs", "statistic", "value", "low", "high"
     for env, name in itertools.product(results.environments, results.contestants):
         scores = results.scores(env, name)
         if len(scores) and np.isfinite(scores).all():
-            yield "return", env, name, len(scores), _number(scores.mean()), *map(_number, interval([scores]))
+            found = estimate([scores])
+            yield "return", env, name, len(scores), "mean", *map(_number, found)
     for env in results.environments:
         if env in results.chance:
-            yield "return", env, "random", 1, _number(results.chance[env]), "", "", ""
+            yield "return", env, "random", 1, "mean", _number(results.chance[env].mean), "", ""
     for names, environments in groups(results):
-        where = " ".join(environments)
-        for name in names:
-            every = results.normalised(name, environments)
-            pooled = np.concatenate(every)
-            yield "normalised", where, name, len(pooled), _number(pooled.mean()), *map(_number, interval(every))
+        where, statistic = " ".join(environments), _statistic(environments)
+        every = {name: results.normalised(name, environments) for name in names}
+        for name, scores in every.items():
+            yield "normalised", where, name, sum(map(len, scores)), statistic, *map(_number, estimate(scores))
         for other in names[1:]:
-            first, second = (results.normalised(name, environments) for name in (names[0], other))
-            pair = f"{names[0]} - {other}"
-            yield "difference", where, pair, "", "", *map(_number, difference(first, second))
+            found = difference(every[names[0]], every[other])
+            yield "difference", where, f"{names[0]} - {other}", "", statistic, *map(_number, found)
 
 
 def _table(results: Results, title: str) -> str:
@@ -123,53 +123,68 @@ def _table(results: Results, title: str) -> str:
     lines = [
         f"# {title}",
         "",
-        "Mean raw return of a run's last hundred games: interquartile mean over the runs, in brackets its 95 % "
-        "bootstrap interval, then the number of runs.",
+        "Mean raw return of a run's last hundred games: mean over the runs, in brackets its 95 % interval by Student's "
+        "t, then the number of runs.",
         "",
         "| environment | random | " + " | ".join(names) + " |",
         "|---|---|" + "---|" * len(names),
     ]
     for env in results.environments:
         cells = [_score(results, env, name) for name in names]
-        chance = f"{results.chance[env]:.4g}" if env in results.chance else ""
+        chance = f"{results.chance[env].mean:.4g}" if env in results.chance else ""
         lines.append(f"| {env} | {chance} | " + " | ".join(cells) + " |")
     for names, environments in groups(results):
-        scales = dict.fromkeys(results.reference(env) for env in environments)
+        scales = dict.fromkeys(found[0] for env in environments if (found := results.reference(env)))
+        number = f"{len(environments)} environments" if len(environments) > 1 else "One environment"
         lines += [
             "",
-            f"{len(environments)} environments ({', '.join(environments)}), scores normalised: 0 is random play, 1 the "
-            f"mean of {' or '.join(str(name) for name in scales)}.",
+            f"{number} ({', '.join(environments)}), scores normalised: 0 is random play, 1 the "
+            f"mean of {' or '.join(scales)}.".replace(f"mean of {HUMAN}", "human tester's score"),
             "",
-            "| | interquartile mean | difference to the first |",
+            f"| | {_statistic(environments)} | difference to the first |",
             "|---|---|---|",
         ]
-        first = results.normalised(names[0], environments)
         for name in names:
             scores = results.normalised(name, environments)
-            apart = "" if name == names[0] else _difference(difference(first, scores))
-            lines.append(f"| {name} | {_bracketed(interval(scores), '.2f')} | {apart} |")
+            apart = "" if name == names[0] else _difference(results, environments, (names[0], name))
+            lines.append(f"| {name} | {_bracketed(estimate(scores), '.2f')} | {apart} |")
     return "\n".join(lines) + "\n"
+
+
+def _statistic(environments: Sequence[str]) -> str:
+    return "mean" if len(environments) == 1 else "interquartile mean"
 
 
 def _score(results: Results, env: str, name: str) -> str:
     scores = results.scores(env, name)
+    missing = results.unfinished.get((env, name), 0)
+    rest = f" ({missing} unfinished)" if missing else ""
     if not len(scores):
-        return ""
+        return rest.strip()
     if not np.isfinite(scores).all():
-        return "no game ended"
+        return f"no game ended{rest}"
     form = ".0f" if abs(scores.mean()) >= 1000 else ".1f"
-    if len(scores) == 1:
-        return f"{scores[0]:{form}}, 1"
-    return f"{_bracketed(interval([scores]), form)}, {len(scores)}"
+    return f"{_bracketed(estimate([scores]), form)}, {len(scores)}{rest}"
 
 
-def _difference(found: Interval) -> str:
-    verdict = "separated" if found.low > 0 or found.high < 0 else "not separated"
+def _difference(results: Results, environments: Sequence[str], names: tuple[str, str]) -> str:
+    """The first one's score less the other's, and whether they are separated.
+
+    Runs that were begun and did not reach their end may be those that went wrong, so that the others prove nothing.
+    """
+    found = difference(*(results.normalised(name, environments) for name in names))
+    if any(results.unfinished.get((env, name)) for env in environments for name in names):
+        verdict = "no verdict while runs are unfinished"
+    elif found.excludes_zero is None:
+        verdict = "no verdict on single runs"
+    else:
+        verdict = "separated" if found.excludes_zero else "not separated"
     return f"{_bracketed(found, '+.2f')}, {verdict}"
 
 
 def _bracketed(found: Interval, form: str) -> str:
-    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+    text = f"{found.value:{form}}"
+    return text if found.low is None else f"{text} [{found.low:{form}}, {found.high:{form}}]"
 
 
 def _number(value: float | None) -> str:

@@ -111,8 +111,8 @@ def _aggregate(results: Results) -> Iterable[Sequence[object]]:
     for names, environments in groups(results):
         where, statistic = " ".join(environments), _statistic(environments)
         every = {name: results.normalised(name, environments) for name in names}
-        for name, scores in every.items():
-            yield "normalised", where, name, sum(map(len, scores)), statistic, *map(_number, estimate(scores))
+        for name, own in every.items():
+            yield "normalised", where, name, sum(map(len, own)), statistic, *map(_number, estimate(own))
         for other in names[1:]:
             found = difference(every[names[0]], every[other])
             yield "difference", where, f"{names[0]} - {other}", "", statistic, *map(_number, found)
@@ -133,7 +133,7 @@ def _table(results: Results, title: str) -> str:
         cells = [_score(results, env, name) for name in names]
         chance = f"{results.chance[env].mean:.4g}" if env in results.chance else ""
         lines.append(f"| {env} | {chance} | " + " | ".join(cells) + " |")
-    for names, environments in groups(results):
+    for compared, environments in groups(results):
         scales = dict.fromkeys(found[0] for env in environments if (found := results.reference(env)))
         number = f"{len(environments)} environments" if len(environments) > 1 else "One environment"
         lines += [
@@ -144,9 +144,9 @@ def _table(results: Results, title: str) -> str:
             f"| | {_statistic(environments)} | difference to the first |",
             "|---|---|---|",
         ]
-        for name in names:
+        for name in compared:
             scores = results.normalised(name, environments)
-            apart = "" if name == names[0] else _difference(results, environments, (names[0], name))
+            apart = "" if name == compared[0] else _difference(results, environments, (compared[0], name))
             lines.append(f"| {name} | {_bracketed(estimate(scores), '.2f')} | {apart} |")
     return "\n".join(lines) + "\n"
 

@@ -145,7 +145,8 @@ class RecordSettings:
     )
     exact_resume: bool = setting(
         False,
-        "Restart all environments at every checkpoint, so that a resumed run equals an uninterrupted one to the byte.",
+        "Restart all environments at every checkpoint, so that a resumed run equals an uninterrupted one to the byte. "
+        "Games cut off there are not in return_mean: an interval of a few games per environment favours short ones.",
         typical="false",
         origin="this project",
     )

@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +100,12 @@ def test_a_part_of_a_benchmark_does_not_drop_the_rest_from_its_table(finished: P
     recorded = peer_record("sb3-ppo", "CartPole-v1", 0, 2000)
     (game / "sb3-ppo-seed0" / "settings.yaml").write_text(yaml.safe_dump(recorded))
     table = planned("cartpole", out=kept, contestants=["acktr"], seeds=1, total_timesteps=2000).sum_up()
-    assert "| environment | random | acktr | sb3-ppo |" in table
+    assert re.search(r"^\| acktr \| .+, 2 \|\n\| sb3-ppo \| .+, 1 \|$", table, re.MULTILINE)
     assert [row["seed"] for row in rows_of(kept / "runs.csv")] == ["0", "1", "0"]
 
 
-def test_a_peers_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+def test_a_peers_run_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acktr.agents.benchmark.campaign.check_installed", lambda: None)  # nothing is run here
     folder = tmp_path / "runs" / "CartPole-v1" / "sb3-ppo-seed0"
     folder.mkdir(parents=True)
     recorded = peer_record("sb3-ppo", "CartPole-v1", 0, 2000) | {"gamma": 0.5}
@@ -110,6 +113,20 @@ def test_a_peers_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     campaign = planned("cartpole", out=tmp_path, peer_names=["sb3-ppo"], seeds=1, total_timesteps=3000)
     with pytest.raises(UserError, match=r"total_timesteps 2000 and not 3000, gamma 0.5 and not 0.98"):
         campaign.jobs[-1].is_finished()
+
+
+@pytest.mark.parametrize(("name", "same"), [("log_interval", True), ("kfoc_steps", True), ("num_steps", False)])
+def test_settings_that_decide_no_result_make_no_other_run(
+    finished: Path, tmp_path: Path, name: str, same: bool
+) -> None:
+    """`kfoc_steps` is idle: the suite's curvature is not K-FOC."""
+    kept = shutil.copytree(finished, tmp_path / "kept")
+    file = kept / "runs" / "CartPole-v1" / "acktr-seed0" / "settings.yaml"
+    recorded = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(recorded | {name: recorded[name] + 1}, sort_keys=False))
+    job = planned("cartpole", out=kept, contestants=["acktr"], seeds=1, total_timesteps=2000).jobs[-1]
+    with nullcontext() if same else pytest.raises(UserError, match=f"{name} "):
+        assert job.is_finished()
 
 
 def test_runs_with_other_settings_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,7 +273,7 @@ def test_the_scale_is_the_first_reference_that_ran() -> None:
 
 
 def test_contestants_are_compared_where_all_of_them_ran() -> None:
-    assert summary.groups(TWO) == [(["acktr", "a2c"], ["One", "Two"]), (["acktr", "a2c", "trpo"], ["One"])]
+    assert TWO.groups() == [(["acktr", "a2c"], ["One", "Two"]), (["acktr", "a2c", "trpo"], ["One"])]
 
 
 def test_an_environment_without_a_scale_is_compared_by_nobody() -> None:
@@ -264,7 +281,7 @@ def test_an_environment_without_a_scale_is_compared_by_nobody() -> None:
     for score in (0.0, 0.29):  # within three standard errors of chance a scale would be noise
         flat = results({"One": {"acktr": [1.0], "a2c": [score]}}, {"One": 0.0})
         assert flat.reference("One") is None
-        assert summary.groups(flat) == []
+        assert flat.groups() == []
     assert results({"One": {"acktr": [1.0], "a2c": [0.31]}}, {"One": 0.0}).reference("One") == ("a2c", 0.31)
 
 
@@ -309,13 +326,36 @@ def test_no_verdict_is_given_on_single_runs_or_while_some_are_unfinished(tmp_pat
     assert "no verdict while runs are unfinished |" in table
     single = results({"One": {"acktr": [20.0], "a2c": [19.9]}}, {"One": 0.0})
     table = summary.write(single, tmp_path, title="A suite")
-    assert "| One | 0 | 20.0, 1 | 19.9, 1 |" in table
+    assert "|  | One |\n|---|---|\n| random | 0 |\n| acktr | 20.0, 1 |\n| a2c | 19.9, 1 |" in table
     assert "| a2c | 1.00 | +0.01, no verdict on single runs |" in table
+
+
+def test_the_table_has_the_steps_to_the_score_at_which_the_others_ended(tmp_path: Path) -> None:
+    """A run that rises evenly to 40 in 100,000 steps is at 10 after a quarter of them."""
+    found = results(
+        {"One": {"acktr": [40.0, 20.0, 5.0], "a2c": [9.0, 11.0]}, "Two": {"acktr": [3.0], "trpo": [4.0]}},
+        {"One": 0.0, "Two": 0.0},
+    )
+    share = np.linspace(0.0, 1.0, 101)
+    rising = tuple(
+        dataclasses.replace(run, curve=np.stack([share * 100_000, share * run.score], axis=1)) for run in found.records
+    )
+    found = dataclasses.replace(found, records=rising)
+    np.testing.assert_allclose(found.steps_to_the_end_of("One", "acktr", "a2c"), [25_000, 50_000, np.inf])
+    assert len(found.steps_to_the_end_of("Two", "acktr", "a2c")) == 0
+    table = summary.write(found, tmp_path, title="A suite")
+    assert "| One | 50k [25k, never], 2 of 3 |  |" in table
+    assert "| Two |  | never, 0 of 1 |" in table
+    steps = [row for row in rows_of(tmp_path / "aggregate.csv") if row["what"] == "steps"]
+    assert [tuple(row[name] for name in ("contestant", "runs", "value", "low", "high")) for row in steps] == [
+        ("acktr to a2c", "3", "50000", "25000", ""),
+        ("acktr to trpo", "1", "", "", ""),
+    ]
 
 
 def test_the_first_contestant_is_the_suites_whatever_ran_first() -> None:
     late = results({"One": {"a2c": [1.0]}, "Two": {"acktr": [3.0], "a2c": [2.0]}}, {"One": 0.0, "Two": 0.0})
-    assert summary.groups(late)[-1] == (["acktr", "a2c"], ["Two"])
+    assert late.groups()[-1] == (["acktr", "a2c"], ["Two"])
 
 
 def test_more_seeds_than_the_suite_has_stay_in_the_table(finished: Path, tmp_path: Path) -> None:

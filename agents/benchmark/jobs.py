@@ -11,13 +11,14 @@ import yaml
 
 from acktr.agents.benchmark.peer_settings import peer_record
 from acktr.agents.benchmark.suites import CHANCE, Contestant, Suite
+from acktr.agents.idle_settings import idle
 from acktr.agents.metrics_file import Row, read_metrics
 from acktr.agents.presets import resolve
 from acktr.agents.run_folder import CHECKPOINT_FOLDER, FINAL_FILE, METRICS_FILE, SETTINGS_FILE, RunFolder
 from acktr.agents.settings import Settings, convert
 from acktr.errors import UserError
 
-_CHOSEN = ("device", "num_threads", "vectorization", "precision")
+_CHOSEN = ("device", "num_threads", "vectorization", "precision", "log_interval")
 """Settings that a run fills in by itself, and those that decide no result."""
 
 
@@ -84,12 +85,15 @@ class Job:
         found: Mapping[str, Any]
         if self.contestant == CHANCE:
             return
+        no_matter = set(_CHOSEN)
         if self.contestant.is_ours:
-            found, asked = RunFolder.open(self.folder).settings.to_dict(), self.settings().to_dict()
+            settings = self.settings()
+            found, asked = RunFolder.open(self.folder).settings.to_dict(), settings.to_dict()
+            no_matter = no_matter.union(*idle(settings, asked).values())
         else:
             found = yaml.safe_load((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
             asked = peer_record(self.contestant.algorithm, self.env, self.seed, self.timesteps)
-        names = [name for name in {**found, **asked} if name not in _CHOSEN and found.get(name) != asked.get(name)]
+        names = [name for name in {**found, **asked} if name not in no_matter and found.get(name) != asked.get(name)]
         if names:
             apart = ", ".join(f"{name} {found.get(name)} and not {asked.get(name)}" for name in names)
             raise UserError(f"{self.folder} holds a run with {apart}; give another --out, or remove it")

@@ -37,7 +37,8 @@ def draw_curves(results: Results, path: Path) -> None:
         panel.grid(alpha=0.3)
     for panel in panels[len(environments) :]:
         panel.set_axis_off()
-    figure.supxlabel("timesteps", fontsize=9)
+    for panel in panels[max(0, len(environments) - columns) : len(environments)]:  # the lowest of each column
+        panel.set_xlabel("timesteps", fontsize=9)
     figure.supylabel("raw return, last 100 games", fontsize=9)
     handles = {text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
@@ -58,6 +59,7 @@ def draw_scores(results: Results, groups: Sequence[tuple[list[str], list[str]]],
             if found.low is not None and found.high is not None:
                 left.barh(place, found.high - found.low, left=found.low, height=0.6, color=colours[name], alpha=0.5)
             left.plot([found.value] * 2, [place - 0.3, place + 0.3], color=colours[name], linewidth=2)
+        left.use_sticky_edges = False  # bars end at a distance from the frame
         left.set_yticks(range(len(names)), list(reversed(names)))
         several = len(environments) > 1
         what = f"interquartile mean, {len(environments)} environments" if several else f"mean, {environments[0]}"

@@ -105,6 +105,18 @@ class Results:
                 return name, best
         return None
 
+    def steps_to_the_end_of(self, env: str, contestant: str, other: str) -> NDArray[np.float64]:
+        """Timesteps until runs of one contestant had the mean score at which those of the other ended, (runs,).
+
+        Infinite for a run that never had it; empty where one of them has no runs or a score is missing.
+        """
+        ends = self.scores(env, other)
+        if not len(ends) or not np.isfinite(ends).all():
+            return np.empty(0)
+        curves = [record.curve for record in self.of(env, contestant)]
+        above = [curve[curve[:, 1] >= ends.mean(), 0] for curve in curves]
+        return np.array([steps[0] if len(steps) else math.inf for steps in above])
+
     def comparable(self, contestants: Sequence[str]) -> list[str]:
         """Environments with a scale on which all of these have runs that ended a game."""
         return [
@@ -122,6 +134,16 @@ class Results:
             assert reference is not None
             random, (_, best) = self.chance[env].mean, reference
             found.append(normalised(self.scores(env, contestant), random=random, reference=best))
+        return found
+
+    def groups(self) -> list[tuple[list[str], list[str]]]:
+        """Contestants and the environments that they are compared on: all together, and those who ran on more."""
+        found: list[tuple[list[str], list[str]]] = []
+        for env_count in sorted({len(self.comparable([name])) for name in self.contestants}, reverse=True):
+            chosen = [name for name in self.contestants if len(self.comparable([name])) >= env_count]
+            environments = self.comparable(chosen)
+            if environments and len(chosen) > 1:
+                found.append((chosen, environments))
         return found
 
 

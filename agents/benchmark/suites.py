@@ -70,7 +70,7 @@ _ABLATIONS = (
         )
         for rate, iterations in ((3e-4, 20), (1e-3, 5), (1e-3, 20), (3e-3, 20))
     ),
-    *(_changed(f"no-trust-region-lr-{rate:g}", lr=rate, **_NO_REGION) for rate in (0.3, 0.1, 0.03, 0.01)),
+    *(_changed(f"no-trust-region-lr-{rate:g}", lr=rate, **_NO_REGION) for rate in (1.0, 0.3, 0.1, 0.03, 0.01)),
     _changed("fisher-exact", fisher="exact"),
     _changed("fisher-empirical", fisher="empirical"),
     *(_changed(name, curvature=name) for name in ("ekfac", "kfoc", "ekfoc", "diagonal")),

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from acktr.agents.benchmark.aggregates import Interval, difference, estimate
+from acktr.agents.benchmark.aggregates import difference, estimate
 from acktr.agents.benchmark.pictures import draw_curves, draw_scores
 from acktr.agents.benchmark.records import Results, steps_per_second
-from acktr.agents.benchmark.suites import HUMAN
+from acktr.agents.benchmark.table import statistic, table_of
 from acktr.agents.files import write_text_atomically
 
 RUNS_FILE = "runs.csv"
@@ -43,23 +44,11 @@ def write(results: Results, out: Path, *, title: str) -> str:
     write_text_atomically(out / CURVES_FILE, _csv(_curves(results)))
     write_text_atomically(out / AGGREGATE_FILE, _csv(_aggregate(results)))
     write_text_atomically(out / SETTINGS_FILE, yaml.safe_dump(_settings(results), sort_keys=False))
-    table = _table(results, title)
+    table = table_of(results, title)
     write_text_atomically(out / TABLE_FILE, table)
     draw_curves(results, out / CURVES_PICTURE)
-    draw_scores(results, groups(results), out / SCORES_PICTURE)
+    draw_scores(results, results.groups(), out / SCORES_PICTURE)
     return table
-
-
-def groups(results: Results) -> list[tuple[list[str], list[str]]]:
-    """Contestants and the environments that they are compared on: all together, and those who ran on more of them."""
-    found: list[tuple[list[str], list[str]]] = []
-    names = results.contestants
-    for env_count in sorted({len(results.comparable([name])) for name in names}, reverse=True):
-        chosen = [name for name in names if len(results.comparable([name])) >= env_count]
-        environments = results.comparable(chosen)
-        if environments and len(chosen) > 1:
-            found.append((chosen, environments))
-    return found
 
 
 def _runs(results: Results) -> Iterable[Sequence[object]]:
@@ -108,88 +97,24 @@ def _aggregate(results: Results) -> Iterable[Sequence[object]]:
     for env in results.environments:
         if env in results.chance:
             yield "return", env, "random", 1, "mean", _number(results.chance[env].mean), "", ""
-    for names, environments in groups(results):
-        where, statistic = " ".join(environments), _statistic(environments)
+    for env, name in itertools.product(results.environments, results.contestants[1:]):
+        reached = results.steps_to_the_end_of(env, results.contestants[0], name)
+        if len(reached):
+            ends = np.median(reached), reached.min(), reached.max()
+            yield "steps", env, f"{results.contestants[0]} to {name}", len(reached), "median", *map(_number, ends)
+    for names, environments in results.groups():
+        where, kind = " ".join(environments), statistic(environments)
         every = {name: results.normalised(name, environments) for name in names}
         for name, own in every.items():
-            yield "normalised", where, name, sum(map(len, own)), statistic, *map(_number, estimate(own))
+            yield "normalised", where, name, sum(map(len, own)), kind, *map(_number, estimate(own))
         for other in names[1:]:
             found = difference(every[names[0]], every[other])
-            yield "difference", where, f"{names[0]} - {other}", "", statistic, *map(_number, found)
-
-
-def _table(results: Results, title: str) -> str:
-    names = results.contestants
-    lines = [
-        f"# {title}",
-        "",
-        "Mean raw return of a run's last hundred games: mean over the runs, in brackets its 95 % interval by Student's "
-        "t, then the number of runs.",
-        "",
-        "| environment | random | " + " | ".join(names) + " |",
-        "|---|---|" + "---|" * len(names),
-    ]
-    for env in results.environments:
-        cells = [_score(results, env, name) for name in names]
-        chance = f"{results.chance[env].mean:.4g}" if env in results.chance else ""
-        lines.append(f"| {env} | {chance} | " + " | ".join(cells) + " |")
-    for compared, environments in groups(results):
-        scales = dict.fromkeys(found[0] for env in environments if (found := results.reference(env)))
-        number = f"{len(environments)} environments" if len(environments) > 1 else "One environment"
-        lines += [
-            "",
-            f"{number} ({', '.join(environments)}), scores normalised: 0 is random play, 1 the "
-            f"mean of {' or '.join(scales)}.".replace(f"mean of {HUMAN}", "human tester's score"),
-            "",
-            f"| | {_statistic(environments)} | difference to the first |",
-            "|---|---|---|",
-        ]
-        for name in compared:
-            scores = results.normalised(name, environments)
-            apart = "" if name == compared[0] else _difference(results, environments, (compared[0], name))
-            lines.append(f"| {name} | {_bracketed(estimate(scores), '.2f')} | {apart} |")
-    return "\n".join(lines) + "\n"
-
-
-def _statistic(environments: Sequence[str]) -> str:
-    return "mean" if len(environments) == 1 else "interquartile mean"
-
-
-def _score(results: Results, env: str, name: str) -> str:
-    scores = results.scores(env, name)
-    missing = results.unfinished.get((env, name), 0)
-    rest = f" ({missing} unfinished)" if missing else ""
-    if not len(scores):
-        return rest.strip()
-    if not np.isfinite(scores).all():
-        return f"no game ended{rest}"
-    form = ".0f" if abs(scores.mean()) >= 1000 else ".1f"
-    return f"{_bracketed(estimate([scores]), form)}, {len(scores)}{rest}"
-
-
-def _difference(results: Results, environments: Sequence[str], names: tuple[str, str]) -> str:
-    """The first one's score less the other's, and whether they are separated.
-
-    Runs that were begun and did not reach their end may be those that went wrong, so that the others prove nothing.
-    """
-    found = difference(*(results.normalised(name, environments) for name in names))
-    if any(results.unfinished.get((env, name)) for env in environments for name in names):
-        verdict = "no verdict while runs are unfinished"
-    elif found.excludes_zero is None:
-        verdict = "no verdict on single runs"
-    else:
-        verdict = "separated" if found.excludes_zero else "not separated"
-    return f"{_bracketed(found, '+.2f')}, {verdict}"
-
-
-def _bracketed(found: Interval, form: str) -> str:
-    text = f"{found.value:{form}}"
-    return text if found.low is None else f"{text} [{found.low:{form}}, {found.high:{form}}]"
+            yield "difference", where, f"{names[0]} - {other}", "", kind, *map(_number, found)
 
 
 def _number(value: float | None) -> str:
     """In six digits; whole numbers whole; empty where there is none."""
-    if value is None or value != value:
+    if value is None or not math.isfinite(value):
         return ""
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 

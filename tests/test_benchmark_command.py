@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import yaml
 
 from acktr.agents.benchmark import peers, summary
 from acktr.agents.benchmark.campaign import planned
-from acktr.agents.benchmark.jobs import jobs_of
+from acktr.agents.benchmark.jobs import Job, jobs_of
 from acktr.agents.benchmark.peer_settings import peer_record, published
+from acktr.agents.benchmark.progress import Progress
 from acktr.agents.benchmark.records import Chance, Record, Results
+from acktr.agents.benchmark.runner import run
 from acktr.agents.benchmark.suites import CHANCE, PEERS, SUITES, Contestant, Suite
 from acktr.agents.benchmark.suites import peers as peers_named
 from acktr.agents.metrics_file import COLUMNS, read_metrics
@@ -158,6 +161,36 @@ def test_an_interrupted_benchmark_goes_on_where_its_runs_stopped(tmp_path: Path)
     assert (folder / "command.txt").read_text().splitlines()[1].startswith("acktr resume")
     assert f"resumed at {stopped}" in folder.with_name("acktr-seed0.log").read_text()
     assert int(rows_of(tmp_path / "runs.csv")[0]["timesteps"]) >= 30_000
+
+
+class Deaf(Job):
+    """A run that ignores SIGINT, as what a shell has started in the background does."""
+
+    def start(self) -> subprocess.Popen[bytes]:
+        code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(100)"
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        DEAF.append(process)
+        return process
+
+
+DEAF: list[subprocess.Popen[bytes]] = []
+
+
+class Interrupted(Progress):
+    """Ctrl-C at the first look."""
+
+    def refresh(self, running: Sequence[Job], waiting: Sequence[Job]) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_benchmark_ends_runs_that_ignore_ctrl_c(tmp_path: Path) -> None:
+    folder = tmp_path / "sb3-ppo-seed0"
+    deaf = Deaf(env="CartPole-v1", contestant=peers_named(["sb3-ppo"])[0], seed=0, timesteps=100, folder=folder)
+    with pytest.raises(KeyboardInterrupt):
+        run([deaf], at_once=1, progress=Interrupted([deaf], at_once=1))
+    assert [process.poll() for process in DEAF] == [-signal.SIGTERM]
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_summed_up(

@@ -54,10 +54,10 @@ def run(jobs: Sequence[Job], *, at_once: int, progress: Progress) -> list[Job]:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Let them save and end."""
+    """Let them save and end; by SIGTERM, as what was started in the background may ignore SIGINT."""
     for process in processes:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
     for process in processes:
         process.wait()
 

@@ -255,9 +255,11 @@ def report(result: Mapping[str, Any], width: int) -> str:
     """
     console = Console(width=width, file=io.StringIO(), record=True, color_system=None, highlight=False)
     others = "" if result["fisher"] == "exact" else "; matrices and assumptions are exact over outcomes"
+    # paths stay whole, for who copies them
+    console.print(f"{result['checkpoint']}: {result['env']}", soft_wrap=True, markup=False)
     console.print(
-        f"{result['env']}, {result['timesteps']:,} timesteps, {result['checkpoint']}: {_counted(result['states'])} of "
-        f"a {result['policy']} policy, seed {result['seed']}; errors are from {_OF[result['fisher']]}{others}"
+        f"{result['timesteps']:,} timesteps, {_counted(result['states'])} of a {result['policy']} policy, seed "
+        f"{result['seed']}; errors are from {_OF[result['fisher']]}{others}"
     )
     for network in result["networks"]:
         errors = Table(
@@ -296,7 +298,9 @@ def report(result: Mapping[str, Any], width: int) -> str:
             console.print(meaning)
     console.print("-: not defined, where there is one position or what is compared is 0 or never varies.")
     files = [Path(name) for name in result["files"]]
-    console.print(f"\nwritten to {files[0].parent}: {', '.join(file.name for file in files)}")
+    names = ", ".join(file.name for file in files)
+    console.print(f"\nwritten to {files[0].parent}:", soft_wrap=True, markup=False)
+    console.print(names)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
 

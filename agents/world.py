@@ -246,8 +246,12 @@ def _agree_on_servers(store: Store, rank: int, size: int, curvature_ranks: int) 
     """
     store.set(f"curvature_ranks/{rank}", str(curvature_ranks))
     told = [int(store.get(f"curvature_ranks/{other}")) for other in range(size)]
+    store.set(f"curvature_ranks/{rank}/read", "")
     for other, number in enumerate(told):
         if number != told[0]:
+            if rank == 0:  # the store may be this process's: all others have to read before it ends
+                with contextlib.suppress(RuntimeError):  # of one that is gone, which says so itself
+                    store.wait([f"curvature_ranks/{one}/read" for one in range(size)])
             raise UserError(_disagreement("curvature_ranks", told[0], number, other))
 
 

@@ -26,7 +26,7 @@ def run_in_parallel(size: int, script: Path, *arguments: str) -> None:
         for rank in range(size)
     ]
     try:
-        assert [rank.wait(timeout=400) for rank in ranks] == [0] * size
+        assert [rank.wait(timeout=800) for rank in ranks] == [0] * size
     finally:
         for rank in ranks:
             rank.kill()

@@ -139,12 +139,12 @@ def test_runs_with_other_settings_are_refused(finished: Path, capsys: pytest.Cap
 
 
 def test_an_interrupted_benchmark_goes_on_where_its_runs_stopped(tmp_path: Path) -> None:
-    words = ["cartpole", "--seeds", "1", "--only", "acktr", "--total-timesteps", "30000", "--out", str(tmp_path)]
+    words = ["cartpole", "--seeds", "1", "--only", "acktr", "--total-timesteps", "80000", "--out", str(tmp_path)]
     command = [sys.executable, "-P", "-m", "acktr", "benchmark", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "runs" / "CartPole-v1" / "acktr-seed0"
     deadline = time.monotonic() + 120
-    while not (folder / "metrics.csv").is_file() or len(read_metrics(folder / "metrics.csv")) < 3:
+    while not (folder / "metrics.csv").is_file() or not read_metrics(folder / "metrics.csv"):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
@@ -155,12 +155,12 @@ def test_an_interrupted_benchmark_goes_on_where_its_runs_stopped(tmp_path: Path)
     saved = RunFolder.open(folder).latest_checkpoint()
     assert saved is not None  # the run itself was told, and saved
     stopped = int(saved.stem.removeprefix("step-"))
-    assert 0 < stopped < 30_000
+    assert 0 < stopped < 80_000
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (folder / "command.txt").read_text().splitlines()[1].startswith("acktr resume")
     assert f"resumed at {stopped}" in folder.with_name("acktr-seed0.log").read_text()
-    assert int(rows_of(tmp_path / "runs.csv")[0]["timesteps"]) >= 30_000
+    assert int(rows_of(tmp_path / "runs.csv")[0]["timesteps"]) >= 80_000
 
 
 class Deaf(Job):

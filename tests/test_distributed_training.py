@@ -19,6 +19,8 @@ from acktr.kfac.blocks import Decomposed, RefreshReport
 from acktr.kfac.decomposers import DampingOf, Here
 from acktr.kfac.units import Unit
 
+pytestmark = pytest.mark.timeout(900)  # all cases of a size run side by side, up to four processes on two cores
+
 CARTPOLE: dict[str, Any] = {"env": "CartPole-v1", "num_envs": 6, "num_steps": 16}
 NATURE: dict[str, Any] = {
     "env": "BreakoutNoFrameskip-v4",

@@ -137,7 +137,9 @@ class Reporter:
         """
         if self._folder is not None and self._events is not None and values:
             try:
-                self._events.write({f"condition/{name}": value for name, value in values.items()}, step=timesteps)
+                self._events.write(
+                    {f"optimizer_condition/{name}": value for name, value in values.items()}, step=timesteps
+                )
             except OSError as error:
                 raise _cannot_write(self._folder, error) from error
 

@@ -299,10 +299,10 @@ def test_condition_numbers_of_the_factors_go_to_tensorboard(tmp_path: Path) -> N
     agent = ACKTR("CartPole-v1", seed=0, run_dir=tmp_path / "run", checkpoint_interval=640).learn(1280)
     agent.close()
     accumulator = EventAccumulator(str(tmp_path / "run")).Reload()
-    tags = {tag for tag in accumulator.Tags()["scalars"] if tag.startswith("condition/")}
-    assert {"condition/actor/torso.1/A", "condition/actor/torso.1/G"} <= tags
-    assert any(tag.startswith("condition/critic/") for tag in tags)
-    events = accumulator.Scalars("condition/actor/torso.1/A")
+    tags = {tag for tag in accumulator.Tags()["scalars"] if tag.startswith("optimizer_condition/")}
+    assert {"optimizer_condition/actor/torso.1/A", "optimizer_condition/actor/torso.1/G"} <= tags
+    assert any(tag.startswith("optimizer_condition/critic/") for tag in tags)
+    events = accumulator.Scalars("optimizer_condition/actor/torso.1/A")
     written = sorted(int(file.stem.removeprefix("step-")) for file in (tmp_path / "run/checkpoints").glob("step-*"))
     assert [event.step for event in events] == written
     assert all(event.value >= 1 for event in events)

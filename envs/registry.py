@@ -35,7 +35,11 @@ def find_spec(env_id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UserError(f"environment '{env_id}': {one_line(error)}; install or mend the module") from error
+            missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+            cure = (
+                "name the folder of its file in PYTHONPATH, or install it" if missing else "install or mend the module"
+            )
+            raise UserError(f"environment '{env_id}': {one_line(error)}; {cure}") from error
         except Exception as error:  # a name that is no module's, or the module's own code
             raise UserError(f"environment '{env_id}': importing {module} raised {blame(error)}; mend it") from error
     if name not in gymnasium.registry:

@@ -58,6 +58,12 @@ def commands(code: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_page_has_a_place_left_to_fill_in(page: Path) -> None:
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    assert re.findall(r"^[A-Z_]{3,}$|\b(?:TODO|FIXME|TBD|XXX)\b", prose, re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     if not BLOCK.search(page.read_text(encoding="utf-8")):
         pytest.skip("no code on this page")

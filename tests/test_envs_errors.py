@@ -14,7 +14,10 @@ from acktr.errors import UserError
 @pytest.mark.parametrize(
     ("id", "told"),
     [
-        ("no_such_module:Id-v0", "No module named 'no_such_module'; install or mend the module"),
+        (
+            "no_such_module:Id-v0",
+            "No module named 'no_such_module'; name the folder of its file in PYTHONPATH, or install it",
+        ),
         (".relative:Id-v0", "importing .relative raised TypeError"),
         ("Nowhere-v0", "no environment is called 'Nowhere-v0'"),
     ],
@@ -24,6 +27,13 @@ def test_an_id_that_leads_nowhere_is_told_in_one_line(id: str, told: str) -> Non
         find_spec(id)
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_module_that_wants_another_one_is_to_be_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wants_more.py").write_text("import no_such_module\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="No module named 'no_such_module'; install or mend the module"):
+        find_spec("wants_more:Id-v0")
 
 
 def test_a_module_that_breaks_while_it_is_imported_is_named_with_the_line(

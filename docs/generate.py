@@ -14,6 +14,9 @@ from acktr.flags import flag, group_of_setting, shown_value
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
+RESULT_PAGES = {"results.md": "README.md", "ablations.md": "ablations.md"}
+"""By the name that they get here."""
+
 LINK = re.compile(r"\]\(([\w./-]+)\)")
 
 TITLES = {
@@ -37,7 +40,8 @@ def write_pages(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "settings.md").write_text(settings_page(), encoding="utf-8")
     (folder / "presets.md").write_text(presets_page(), encoding="utf-8")
-    (folder / "results.md").write_text(results_page(folder), encoding="utf-8")
+    for name, file in RESULT_PAGES.items():
+        (folder / name).write_text(results_page(file, folder), encoding="utf-8")
 
 
 def settings_page() -> str:
@@ -80,12 +84,17 @@ def presets_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def results_page(folder: Path) -> str:
-    """The committed results, with the pictures and files that they name beside the page."""
-    text = (RESULTS / "README.md").read_text(encoding="utf-8").replace("](../../docs/", "](../")
+def results_page(file: str, folder: Path) -> str:
+    """A page of the committed results, with the pictures and files that it names beside it."""
+    text = (
+        (RESULTS / file)
+        .read_text(encoding="utf-8")
+        .replace("](../../docs/", "](../")
+        .replace("](README.md", "](results.md")
+    )
     for name in sorted(set(LINK.findall(text))):
         source, target = RESULTS / name, folder / name
-        if not source.is_file():
+        if not source.is_file() or name in RESULT_PAGES:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".md":  # a page that no table of contents has

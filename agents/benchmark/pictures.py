@@ -46,7 +46,10 @@ def draw_curves(results: Results, path: Path) -> None:
 
 
 def draw_scores(results: Results, groups: Sequence[tuple[list[str], list[str]]], path: Path) -> None:
-    """For each group of environments the interquartile means with their intervals, and the performance profile."""
+    """For each group of environments the means with their intervals and, of few contestants, the performance profile.
+
+    On one environment each run is a dot.
+    """
     if not groups:
         path.unlink(missing_ok=True)  # an earlier one would belong to other runs
         return
@@ -59,6 +62,8 @@ def draw_scores(results: Results, groups: Sequence[tuple[list[str], list[str]]],
             if found.low is not None and found.high is not None:
                 left.barh(place, found.high - found.low, left=found.low, height=0.6, color=colours[name], alpha=0.5)
             left.plot([found.value] * 2, [place - 0.3, place + 0.3], color=colours[name], linewidth=2)
+            if len(environments) == 1:
+                left.plot(scores[name][0], [place] * len(scores[name][0]), ".", color="black", markersize=4)
         left.use_sticky_edges = False  # bars end at a distance from the frame
         left.set_yticks(range(len(names)), list(reversed(names)))
         several = len(environments) > 1
@@ -66,6 +71,10 @@ def draw_scores(results: Results, groups: Sequence[tuple[list[str], list[str]]],
         left.set_title(what, fontsize=10)
         left.set_xlabel("normalised score: 0 random play, 1 the reference")
         left.grid(alpha=0.3, axis="x")
+        if len(names) > len(_COLOURS):  # more profiles than can be told apart
+            left.set_subplotspec(left.get_gridspec()[left.get_subplotspec().rowspan.start, :])
+            right.remove()
+            continue
         pooled = np.concatenate([own for parts in scores.values() for own in parts])
         thresholds = np.linspace(min(0.0, float(pooled.min())), float(np.quantile(pooled, 0.98)), 60)
         for name in names:
@@ -76,8 +85,7 @@ def draw_scores(results: Results, groups: Sequence[tuple[list[str], list[str]]],
         right.set_xlabel("normalised score")
         right.set_ylabel("share of runs above")
         right.grid(alpha=0.3)
-        if len(names) <= len(_COLOURS):
-            right.legend(frameon=False, fontsize=8)
+        right.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 

@@ -23,6 +23,9 @@ from acktr.envs.registry import family, find_spec
 _CLEARLY = 3.0
 """Standard errors of random play's mean that a reference must lie above it."""
 
+MOST = 0.9
+"""Share of the way from random play to the first contestant's end."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
@@ -105,16 +108,31 @@ class Results:
                 return name, best
         return None
 
-    def steps_to_the_end_of(self, env: str, contestant: str, other: str) -> NDArray[np.float64]:
-        """Timesteps until runs of one contestant had the mean score at which those of the other ended, (runs,).
+    def steps_to_the_end_of(self, env: str, other: str) -> NDArray[np.float64]:
+        """Timesteps until the first contestant's runs had the mean score at which another one's ended, (runs,).
 
-        Infinite for a run that never had it; empty where one of them has no runs or a score is missing.
+        Infinite for a run that never had it; empty where one of the two has no runs or no score.
         """
-        ends = self.scores(env, other)
-        if not len(ends) or not np.isfinite(ends).all():
+        end = self._end(env, other)
+        return np.empty(0) if end is None else self._steps_to(env, self.contestants[0], end)
+
+    def steps_to_most_of_the_first(self, env: str, contestant: str) -> NDArray[np.float64]:
+        """Timesteps until runs had come nine tenths of the way from random play to the first one's end, (runs,).
+
+        Likewise; empty, too, where random play is not known or not worse.
+        """
+        end = self._end(env, self.contestants[0])
+        if end is None or env not in self.chance or end <= (start := self.chance[env].mean):
             return np.empty(0)
+        return self._steps_to(env, contestant, start + MOST * (end - start))
+
+    def _end(self, env: str, contestant: str) -> float | None:
+        scores = self.scores(env, contestant)
+        return float(scores.mean()) if len(scores) and np.isfinite(scores).all() else None
+
+    def _steps_to(self, env: str, contestant: str, level: float) -> NDArray[np.float64]:
         curves = [record.curve for record in self.of(env, contestant)]
-        above = [curve[curve[:, 1] >= ends.mean(), 0] for curve in curves]
+        above = [curve[curve[:, 1] >= level, 0] for curve in curves]
         return np.array([steps[0] if len(steps) else math.inf for steps in above])
 
     def comparable(self, contestants: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import yaml
 
 from acktr.agents.benchmark.aggregates import difference, estimate
 from acktr.agents.benchmark.pictures import draw_curves, draw_scores
-from acktr.agents.benchmark.records import Results, steps_per_second
+from acktr.agents.benchmark.records import MOST, Results, steps_per_second
 from acktr.agents.benchmark.table import statistic, table_of
 from acktr.agents.files import write_text_atomically
 
@@ -97,11 +97,13 @@ def _aggregate(results: Results) -> Iterable[Sequence[object]]:
     for env in results.environments:
         if env in results.chance:
             yield "return", env, "random", 1, "mean", _number(results.chance[env].mean), "", ""
-    for env, name in itertools.product(results.environments, results.contestants[1:]):
-        reached = results.steps_to_the_end_of(env, results.contestants[0], name)
-        if len(reached):
-            ends = np.median(reached), reached.min(), reached.max()
-            yield "steps", env, f"{results.contestants[0]} to {name}", len(reached), "median", *map(_number, ends)
+    for env, name in itertools.product(results.environments, results.contestants):
+        pace = results.steps_to_most_of_the_first(env, name), f"to {MOST:g} of the first's end"
+        behind = results.steps_to_the_end_of(env, name), "the first, to its end"
+        for steps, what in (pace, behind) if name != results.contestants[0] else (pace,):
+            if len(steps):
+                spread = float(np.median(steps)), float(steps.min()), float(steps.max())
+                yield f"steps: {what}", env, name, len(steps), "median", *map(_number, spread)
     for names, environments in results.groups():
         where, kind = " ".join(environments), statistic(environments)
         every = {name: results.normalised(name, environments) for name in names}

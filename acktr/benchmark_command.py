@@ -36,7 +36,7 @@ class Benchmark:
         tuple[str, ...],
         arg(
             metavar="NAME [NAME ...]",
-            help=f"Run others too, with their published settings: {', '.join(PEERS)}; they need acktr[bench].",
+            help=f"Run others too, with their published settings: {', '.join(PEERS)}; of packages to install first.",
             help_behavior_hint="",
         ),
     ] = ()
@@ -69,6 +69,7 @@ class Benchmark:
         if self.total_timesteps:
             steps = convert({"total_timesteps": self.total_timesteps}, source="--total-timesteps")["total_timesteps"]
         from acktr.agents.benchmark.campaign import carry_out, planned
+        from acktr.agents.benchmark.summary import FILES
 
         campaign = planned(
             self.suite,
@@ -86,5 +87,6 @@ class Benchmark:
         else:
             table = carry_out(campaign, at_once=self.jobs)
         print(table)
-        print(f"{campaign.out}: runs.csv, curves.csv, aggregate.csv, settings.yaml, table.md, curves.png, scores.png")
+        files = [name for name in FILES if (campaign.out / name).is_file()]
+        print(f"{campaign.out}: {', '.join(files)}")
         return 0

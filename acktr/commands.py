@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
 
-import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from acktr import flags
 from acktr.agents import presets
 from acktr.agents.settings import EVALUATION_SEED, FIELDS, convert
+from acktr.arguments import parsed
 from acktr.benchmark_command import Benchmark
 from acktr.errors import UserError
 from acktr.report_command import Report
@@ -346,13 +346,13 @@ def parse(verb: str, args: Sequence[str]) -> Command:
         args: the arguments after it.
 
     Raises:
-        UserError: an unknown flag, or a value that a setting does not take.
-        SystemExit: `--help` (0), or a missing or malformed argument (2, with tyro's message).
+        UserError: an unknown flag, a missing or malformed argument, or a value that a setting does not take.
+        SystemExit: `--help`.
     """
     if verb == "train":
         return Train(flags=flags.parse_train(args, description=Train.description))
     command = _COMMANDS[verb]
-    parsed, unknown = tyro.cli(command, prog=f"acktr {verb}", args=list(args), return_unknown_args=True)
+    found, unknown = parsed(command, verb, args)
     strange = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
     if verb == "resume" and strange.lstrip("-").removeprefix("no-").replace("-", "_") in FIELDS:
         raise UserError(
@@ -360,7 +360,7 @@ def parse(verb: str, args: Sequence[str]) -> Command:
         )
     names = ["json" if field.name == "as_json" else field.name for field in dataclasses.fields(command)]
     flags.refuse_unknown(verb, unknown, names)
-    result: Command = parsed
+    result: Command = found
     return result
 
 

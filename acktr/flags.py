@@ -15,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from acktr.agents import presets
 from acktr.agents.idle_settings import without_effect
 from acktr.agents.settings import FIELDS, SYNONYMS, Settings, convert
+from acktr.arguments import parsed
 from acktr.errors import UserError
 from acktr.process import world_size
 
@@ -67,10 +68,11 @@ def parse_train(args: Sequence[str], *, description: str) -> TrainFlags:
         description: text above the flags in the help.
 
     Raises:
-        UserError: an unknown flag, setting, preset or environment, or a value that its setting does not take.
-        SystemExit: `--help`, or a flag without a value (2, with tyro's message).
+        UserError: an unknown flag, setting, preset or environment, a flag without a value, or a value that its setting
+            does not take.
+        SystemExit: `--help`.
     """
-    selection, _ = tyro.cli(Selection, prog="acktr train", args=args, return_unknown_args=True, add_help=False)
+    selection, _ = parsed(Selection, "train", args, add_help=False)
     given: dict[str, Any] = {}
     for name, value in (("env", selection.env), ("algorithm", selection.algorithm)):
         if value is not None:
@@ -80,19 +82,18 @@ def parse_train(args: Sequence[str], *, description: str) -> TrainFlags:
         given["pixels"] = pixels[-1]
     resolution = presets.resolve(given, preset=selection.preset)
     shown = "; ".join(resolution.notes) or "no preset. Add --env ID to see those for an environment."
-    parsed, unknown = tyro.cli(
+    found, unknown = parsed(
         _flag_class(resolution),
-        prog="acktr train",
+        "train",
+        args,
         description=f"{description}\n\nThe defaults below follow {shown}",
-        args=args,
-        return_unknown_args=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
     refuse_unknown("train", unknown, [*FIELDS, "preset", "run_dir"])
-    values = {name: getattr(getattr(parsed, group), name) for name, group in group_of_setting().items()}
+    values = {name: getattr(getattr(found, group), name) for name, group in group_of_setting().items()}
     settings = Settings(**values)
     notes = (*resolution.notes, *without_effect(settings, _named(args), alone=world_size() == 1))
-    return TrainFlags(settings=settings, run_dir=parsed.run.run_dir or None, notes=notes)
+    return TrainFlags(settings=settings, run_dir=found.run.run_dir or None, notes=notes)
 
 
 def _named(args: Sequence[str]) -> set[str]:

@@ -87,6 +87,7 @@ class Agent:
         run_dir: Path | str | None,
         verbose: bool,
         notes: Sequence[str] = (),
+        going_on: tuple[RunFolder, int] | None = None,
     ) -> None:
         if world_size() > 1:
             warnings.warn(
@@ -95,7 +96,7 @@ class Agent:
                 stacklevel=3,
             )
         self._env, self._total_timesteps = env, settings.total_timesteps
-        self._run_dir = None if run_dir is None else Path(run_dir)
+        self._is_closed = False
         environment = make_environment(settings, env)
         settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
@@ -105,8 +106,11 @@ class Agent:
         streams.seed_globals()
         policy = build_policy(settings, environment, device, torso=torso)
         updater = build_updater(settings, policy, streams)
-        folder = None if run_dir is None else RunFolder.create(settings, Path(run_dir))
-        reporter = Reporter(folder, settings, console=verbose)
+        folder, timesteps = going_on or (None, None)
+        if run_dir is not None:
+            folder = RunFolder.create(settings, Path(run_dir))
+        self._run_dir = None if folder is None else folder.path
+        reporter = Reporter(folder, settings, console=verbose, resume_at=timesteps)
         for note in (*notes, *environment.notes):
             reporter.message(note)
         self._trainer = Trainer(
@@ -141,9 +145,11 @@ class Agent:
             total_timesteps: a whole number; 1e6 will do. None takes the setting `total_timesteps`.
 
         Raises:
-            UserError: not a whole number of at least one.
+            UserError: not a whole number of at least one, or the agent was closed.
             RunError: training diverged.
         """
+        if self._is_closed:
+            raise UserError("the agent is closed and learns no more; acktr.load(run folder or file) makes another one")
         if total_timesteps is None:
             total_timesteps = self._total_timesteps
         whole = isinstance(total_timesteps, int | float | np.number) and total_timesteps == total_timesteps // 1
@@ -238,7 +244,8 @@ class Agent:
         return f"{type(self).__name__}({self.settings.env!r}, timesteps={self.timesteps})"
 
     def close(self) -> None:
-        """Close the environments and the records."""
+        """Close the environments and the records; the agent then predicts, and learns no more."""
+        self._is_closed = True
         self._trainer.reporter.close()
         self._trainer.environment.close()
 
@@ -260,6 +267,7 @@ def load(
     env: EnvironmentLike | None = None,
     *,
     torso: nn.Module | None = None,
+    resume: bool = False,
     verbose: bool = False,
 ) -> Agent:
     """An agent from a run folder, or from a file that `Agent.save`, a run's `checkpoints/` or `acktr export` made.
@@ -271,13 +279,22 @@ def load(
         path: the file, or a run folder, whose final or else last checkpoint is taken.
         env: the environment to go on with; None makes the one whose id the file names.
         torso: the network of one's own that the agent was made with, of the same shapes; its weights are replaced.
+        resume: of a run folder, go on in it: from its newest checkpoint, and its metrics and checkpoints with it, as
+            `acktr resume` does. Without it the folder is left as it is.
         verbose: print progress.
 
     Raises:
-        UserError: the file is damaged or foreign, or was made for other spaces than the environment's.
+        UserError: the file is damaged or foreign, or was made for other spaces than the environment's; or it is no run
+            folder, or one without a checkpoint, where `resume` is asked for.
     """
-    file = Path(path)
-    if file.is_dir():
+    file, folder = Path(path), None
+    if resume:
+        folder = RunFolder.open(file)
+        latest = folder.latest_checkpoint()
+        if latest is None:
+            raise UserError(f"{folder.path}: has no checkpoint to go on from; remove it and train anew")
+        file = latest
+    elif file.is_dir():
         file = RunFolder.open(file).evaluation_checkpoint()
     state: Mapping[str, Any] = checkpoint.load(file).state
     policy_files.check_state(state, file)
@@ -288,7 +305,12 @@ def load(
         policy_files.check_remakable(state, file)
         _check_id(settings.env, file)
     agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(ACKTR if settings.algorithm == "acktr" else A2C)
-    agent._build(settings, env=settings.env if env is None else env, torso=torso, run_dir=None, verbose=verbose)
+    going_on = None
+    if folder is not None:
+        folder.record_start()
+        going_on = folder, int(state["timesteps"])
+    made_of = settings.env if env is None else env
+    agent._build(settings, env=made_of, torso=torso, run_dir=None, verbose=verbose, going_on=going_on)
     try:
         _check_spaces(state, agent._trainer.environment, path)
     except UserError:

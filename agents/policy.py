@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from acktr.agents.distributions import build_head, most_probable, squashed
 from acktr.agents.encoders import Encoder, build_encoder
@@ -167,6 +169,14 @@ def _width(torso: nn.Module, shape: tuple[int, ...] | Mapping[str, tuple[int, ..
     """
     if isinstance(torso, type):
         raise UserError(f"torso= takes a module, not the class {torso.__name__}: pass {torso.__name__}(...)")
+    if not isinstance(torso, nn.Module):
+        raise UserError(f"torso= takes a torch.nn.Module, not a {type(torso).__name__}")
+    for name, part in torso.named_modules():
+        if isinstance(part, _BatchNorm) or (isinstance(part, _DropoutNd) and part.p > 0):
+            raise UserError(
+                f"the torso has a {type(part).__name__}{f' ({name!r})' if name else ''}: what a row gives must hang on "
+                "nothing else, as actions are drawn from what is learnt from; take LayerNorm, or nothing"
+            )
     if isinstance(shape, Mapping):
         rows: Observations = {name: torch.zeros(2, *part) for name, part in shape.items()}
         given = "{" + ", ".join(f"'{name}': {(2, *part)}" for name, part in shape.items()) + "}"

@@ -132,12 +132,12 @@ def check_remakable(state: Mapping[str, Any], path: Path, *, torso: bool = False
     if state["protocol"].get("own"):
         raise UserError(
             f"{path}: was trained in an environment of one's own, which the id '{state['settings']['env']}' alone does "
-            "not make; pass it in Python: acktr.load(file, env=function)"
+            "not make; pass it in Python: acktr.load(file, env=function), with resume=True to go on in a run folder"
         )
     if torso and state.get("own_torso"):
         raise UserError(
             f"{path}: has a torso of one's own, whose code is not in the file; pass it in Python: "
-            "acktr.load(file, torso=...)"
+            "acktr.load(file, torso=...), with resume=True to go on in a run folder"
         )
 
 

@@ -68,6 +68,8 @@ def family(env_id: str) -> str:
     env = make_single(spec)
     try:
         return family_of_space(env.observation_space)
+    except AttributeError as error:
+        raise UserError(f"environment '{env_id}': {one_line(error)}; give the class that attribute") from error
     finally:
         env.close()
 
@@ -85,16 +87,12 @@ def _nearest(name: str) -> str:
     by_lower = {id.lower(): id for id in gymnasium.registry}
     if name.lower() in by_lower:
         return f"; nearest: {by_lower[name.lower()]}"
-    games = [
-        game
-        for candidate in difflib.get_close_matches(name.lower(), by_lower, n=3)
-        for game in suggested_ids(by_lower[candidate])
-    ]
-    if games:
-        return f"; nearest: {' or '.join(games[:2])}"
     stem = name.lower().rpartition("-v")[0] or name.lower()
     versions = [id for lower, id in by_lower.items() if lower.rpartition("-v")[0] == stem]
-    near = versions[-2:] or [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+    near = versions[-2:]
+    for lower in difflib.get_close_matches(name.lower(), by_lower, n=3) if not near else ():
+        near += suggested_ids(by_lower[lower]) or [by_lower[lower]]
+    near = list(dict.fromkeys(near))[:3]
     if near:
         return f"; nearest: {', '.join(near)}"
     return "; ids are spelled as in gymnasium, for example CartPole-v1, HalfCheetah-v5 or ALE/Pong-v5"

@@ -31,10 +31,17 @@ def make_single(spec: EnvSpec, *, render: bool = False) -> "gymnasium.Env[object
             own_camera = any(name in spec.kwargs for name in ("camera_name", "camera_id"))
             # without its name gymnasium 1.4 leaves this camera where it is, and the body runs out of the picture
             follow: dict[str, Any] = {"camera_name": "track"} if is_mujoco and not own_camera else {}
-            return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array", **follow)
+            with warnings.catch_warnings():  # what it means comes as an error, below or from the first picture
+                warnings.filterwarnings("ignore", message=".*render_mode='rgb_array' that is not in")
+                return gymnasium.make(spec, disable_env_checker=True, render_mode="rgb_array", **follow)
         return gymnasium.make(spec, disable_env_checker=True)  # an environment of one's own may know no render_mode
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         advice = one_line(error)
+        if render and isinstance(error, TypeError) and "'render_mode'" in advice:
+            raise UserError(
+                f"'{spec.id}' gives no picture: its class takes no render_mode; give it one, with 'rgb_array' in "
+                "metadata['render_modes'] and a method render that returns the picture"
+            ) from error
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if "pip install" not in advice and missing:
             advice += f"; install the package that holds {missing}"

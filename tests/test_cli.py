@@ -141,6 +141,29 @@ def test_exit_codes(
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["resume"], "`acktr resume` wants RUN: the run folder; see `acktr resume --help`"),
+        (["evaluate"], "`acktr evaluate` wants RUN|FILE: a run folder, a checkpoint or an exported policy; see "),
+        (["plot", "-o"], "missing value for argument '-o/--output'"),
+        (["train", "--env"], "missing value for argument '--env'"),
+        (["train", "--env", "CartPole-v1", "--lr"], "missing value for argument '--lr'"),
+        (["evaluate", "x", "--episodes", "many"], "error parsing --episodes: invalid literal for int() with base 10"),
+        (["benchmark", "cartpole", "--jobs", "x"], "error parsing --jobs: "),
+    ],
+    ids=["resume", "evaluate", "plot -o", "env", "lr", "episodes", "jobs"],
+)
+def test_missing_and_malformed_arguments_are_one_line(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"acktr: error: {line}")
+    assert error.endswith(f"; see `acktr {words[0]} --help`\n")
+    assert error.count("\n") == 1
+
+
 # --- train -----------------------------------------------------------------------------------------------------------
 
 

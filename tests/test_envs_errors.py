@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 
-from acktr.envs.registry import find_spec
+from acktr.envs.registry import family, find_spec
+from acktr.envs.single import make_single
 from acktr.errors import UserError
 
 
@@ -54,3 +56,31 @@ def test_a_renderer_that_mujoco_does_not_have_is_one_line() -> None:
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("acktr: error: mujoco cannot be loaded")
     assert "MUJOCO_GL is 'bogus'" in line
+
+
+class Bare(gymnasium.Env[int, int]):
+    """Neither spaces nor pictures."""
+
+
+class Blind(gymnasium.Env[int, int]):
+    """Without a render_mode, as environments of one's own often are."""
+
+    observation_space = gymnasium.spaces.Discrete(2)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        pass
+
+
+def test_an_environment_without_spaces_or_pictures_is_told_what_it_lacks() -> None:
+    gymnasium.register("Bare-v0", entry_point=Bare)
+    gymnasium.register("Blind-v0", entry_point=Blind)
+    try:
+        with pytest.raises(UserError, match=r"'Bare-v0': .*no attribute 'observation_space'; give the class"):
+            family("Bare-v0")
+        with pytest.raises(UserError, match="'Blind-v0' gives no picture: its class takes no render_mode; give it one"):
+            make_single(find_spec("Blind-v0"), render=True)
+        with pytest.raises(UserError, match="no environment is called 'Blinds-v0'; nearest: Blind-v0"):
+            find_spec("Blinds-v0")
+    finally:
+        del gymnasium.registry["Bare-v0"], gymnasium.registry["Blind-v0"]

@@ -198,7 +198,7 @@ def test_a_registered_environment_need_not_know_render_modes(monkeypatch: pytest
     monkeypatch.setitem(gymnasium.registry, spec.id, spec)
     environment = make_vec(spec.id, 2)
     assert environment.reset([0, 1]).shape == (2, 2)
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="takes no render_mode"):
         make_vec(spec.id, 1, render=True)
 
 

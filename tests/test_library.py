@@ -15,7 +15,9 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 import acktr
 from acktr.agents import play, policy_files, runs
+from acktr.agents.metrics_file import read_metrics
 from acktr.agents.presets import resolve
+from acktr.agents.run_folder import RunFolder
 from acktr.agents.settings import Settings
 from acktr.errors import UserError
 
@@ -77,7 +79,7 @@ def test_a_torso_without_one_row_of_features_per_observation_is_refused() -> Non
         acktr.ACKTR("CartPole-v1", torso=torch.nn.GRU(4, 8))
     with pytest.raises(UserError, match=r"pass Identity\(\.\.\.\)"):
         acktr.ACKTR("CartPole-v1", torso=torch.nn.Identity)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="not callable"):
+    with pytest.raises(UserError, match=r"takes a torch\.nn\.Module, not a str"):
         acktr.ACKTR("CartPole-v1", torso="wide")  # type: ignore[arg-type]  # what a caller without types may pass
 
 
@@ -289,3 +291,47 @@ def test_a_wrapped_environment_of_a_known_id_takes_its_familys_preset_and_says_s
     assert agent.settings.desired_kl > 0
     agent.close()
     assert "preset classic-control (family of Pendulum-v1)" in capfd.readouterr().out
+
+
+def test_a_run_with_an_environment_and_a_torso_of_ones_own_goes_on_in_its_folder(tmp_path: Path) -> None:
+    """Metrics, checkpoints and schedules as by `acktr resume`, which only makes what files alone make again."""
+
+    def make() -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("CartPole-v1", sutton_barto_reward=True)
+
+    def torso() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh())
+
+    run = tmp_path / "run"
+    first = acktr.ACKTR(make, torso=torso(), run_dir=run, seed=0, log_interval=1).learn(500)
+    first.close()
+    left = acktr.load(run, make, torso=torso()).learn(400)
+    assert RunFolder.open(run).latest_checkpoint() == run / "checkpoints" / f"step-{first.timesteps}.safetensors"
+    again = acktr.load(run, make, torso=torso(), resume=True)
+    assert again.timesteps == first.timesteps
+    again.learn(400)
+    again.close()
+    assert again.timesteps == left.timesteps
+    assert RunFolder.open(run).latest_checkpoint() == run / "checkpoints" / f"step-{again.timesteps}.safetensors"
+    steps = [row["timesteps"] for row in read_metrics(run / "metrics.csv")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == again.timesteps
+    for ours, theirs in zip(again.policy.parameters(), left.policy.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"agent\.safetensors: no such folder"):
+        acktr.load(tmp_path / "agent.safetensors", resume=True)
+
+
+def test_a_closed_agent_says_that_it_learns_no_more(tmp_path: Path) -> None:
+    agent = acktr.ACKTR("CartPole-v1", seed=0, run_dir=tmp_path / "run").learn(200)
+    agent.close()
+    assert agent.predict(np.zeros(4)) in (0, 1)
+    with pytest.raises(UserError, match="the agent is closed"):
+        agent.learn(200)
+
+
+@pytest.mark.parametrize("part", [torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.1)], ids=["batch norm", "dropout"])
+def test_a_torso_whose_rows_hang_on_others_or_on_chance_is_refused(part: torch.nn.Module) -> None:
+    torso = torch.nn.Sequential(torch.nn.Linear(4, 8), part)
+    with pytest.raises(UserError, match=rf"has a {type(part).__name__} \('1'\)"):
+        acktr.ACKTR("CartPole-v1", torso=torso)

@@ -18,7 +18,9 @@ def check_installed() -> None:
     """
     missing = [name for name in ("stable_baselines3", "sb3_contrib") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"peers need {' and '.join(missing)}, not installed here: pip install 'acktr[bench]'")
+        raise UserError(
+            f"peers need {' and '.join(missing)}, not installed here: pip install stable-baselines3 sb3-contrib"
+        )
 
 
 def published(algorithm: str, env: str) -> dict[str, Any]:

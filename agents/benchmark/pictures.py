@@ -8,6 +8,7 @@ import numpy as np
 
 from acktr.agents.benchmark.aggregates import estimate, performance_profile
 from acktr.agents.benchmark.records import Record, Results
+from acktr.agents.benchmark.suites import RANDOM
 from acktr.errors import UserError
 
 COLUMNS = 4
@@ -31,7 +32,7 @@ def draw_curves(results: Results, path: Path) -> None:
             panel.plot(steps, values.mean(axis=0), color=colour, label=name, linewidth=1.5)
             panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         if env in results.chance:
-            panel.axhline(results.chance[env].mean, color="0.6", linewidth=0.8, linestyle=":")
+            panel.axhline(results.chance[env].mean, color="0.6", linewidth=0.8, linestyle=":", label=RANDOM)
         panel.set_title(env, fontsize=10)
         _in_units(panel)
         panel.grid(alpha=0.3)

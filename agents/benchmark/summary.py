@@ -24,6 +24,8 @@ AGGREGATE_FILE = "aggregate.csv"
 TABLE_FILE = "table.md"
 CURVES_PICTURE = "curves.png"
 SCORES_PICTURE = "scores.png"
+FILES = (RUNS_FILE, CURVES_FILE, AGGREGATE_FILE, SETTINGS_FILE, TABLE_FILE, CURVES_PICTURE, SCORES_PICTURE)
+"""All of them; there is no picture of scores where none can be compared."""
 
 POINTS = 100
 """Of each run in curves.csv, at most."""

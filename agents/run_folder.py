@@ -110,6 +110,8 @@ class RunFolder:
             runs = sorted(str(found.parent) for found in path.glob(f"*/{SETTINGS_FILE}"))[:3]
             hint = f"; there are runs below it, such as {', '.join(runs)}" if runs else ""
             raise UserError(f"{path}: not a run folder: it has no {SETTINGS_FILE}{hint}")
+        if (path / "runs").is_dir() and (path / "aggregate.csv").is_file():
+            raise UserError(f"{path}: the folder of a benchmark; name one of its runs, {path}/runs/ENV/NAME-seedK")
         try:
             values = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ from acktr import __version__
 
 project = "ACKTR"
 author = "the ACKTR authors"
+copyright = author
 version = release = __version__
 
 extensions = [

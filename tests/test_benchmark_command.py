@@ -118,6 +118,11 @@ def test_a_peers_run_with_other_settings_is_refused(tmp_path: Path, monkeypatch:
         campaign.jobs[-1].is_finished()
 
 
+def test_a_benchmarks_folder_is_no_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(finished)]) == 2
+    assert "the folder of a benchmark; name one of its runs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "same"), [("log_interval", True), ("kfoc_steps", True), ("num_steps", False)])
 def test_settings_that_decide_no_result_make_no_other_run(
     finished: Path, tmp_path: Path, name: str, same: bool

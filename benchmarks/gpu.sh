@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results/gpu}
 mkdir -p "$results"
-pytest -m gpu
+pytest -o addopts=--import-mode=importlib -m gpu  # one after another
 python benchmarks/throughput.py --env BreakoutNoFrameskip-v4 --num-envs 128 --num-steps 20 --device cuda \
     --contestants emulator a2c acktr acktr-overlap --json "$results/throughput.json"
 python benchmarks/cost.py --device cuda --precision float32 --json "$results/cost.json" --plot "$results/cost.png"

@@ -143,10 +143,21 @@ def test_runs_with_other_settings_are_refused(finished: Path, capsys: pytest.Cap
     assert "total_timesteps 2000 and not 3000" in capsys.readouterr().err
 
 
+def heeding_interrupts() -> None:
+    """For a process of its own: SIGINT is not ignored, as it is by what a shell has started in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_an_interrupted_benchmark_goes_on_where_its_runs_stopped(tmp_path: Path) -> None:
     words = ["cartpole", "--seeds", "1", "--only", "acktr", "--total-timesteps", "80000", "--out", str(tmp_path)]
     command = [sys.executable, "-P", "-m", "acktr", "benchmark", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeding_interrupts,
+    )
     folder = tmp_path / "runs" / "CartPole-v1" / "acktr-seed0"
     deadline = time.monotonic() + 120
     while not (folder / "metrics.csv").is_file() or not read_metrics(folder / "metrics.csv"):

@@ -1,7 +1,6 @@
 """`acktr benchmark`: runs side by side, goes on after an interruption, and sums up what is finished."""
 
 import csv
-import dataclasses
 import re
 import shutil
 import signal
@@ -16,16 +15,15 @@ import numpy as np
 import pytest
 import yaml
 
-from acktr.agents.benchmark import peers, summary
+from acktr.agents.benchmark import peers
 from acktr.agents.benchmark.campaign import planned
 from acktr.agents.benchmark.jobs import Job, jobs_of
 from acktr.agents.benchmark.peer_settings import peer_record, published
 from acktr.agents.benchmark.progress import Progress
-from acktr.agents.benchmark.records import Chance, Record, Results
 from acktr.agents.benchmark.runner import run
 from acktr.agents.benchmark.suites import CHANCE, PEERS, SUITES, Contestant, Suite
 from acktr.agents.benchmark.suites import peers as peers_named
-from acktr.agents.metrics_file import COLUMNS, read_metrics
+from acktr.agents.metrics_file import read_metrics
 from acktr.agents.run_folder import RunFolder
 from acktr.cli import main
 from acktr.errors import UserError
@@ -278,140 +276,6 @@ def test_a_contestants_changes_become_flags_of_its_runs(tmp_path: Path) -> None:
     assert {name: getattr(found, name) for name in changes} == changes
 
 
-# --- summing up --------------------------------------------------------------------------------------------------
-
-
-def record(env: str, contestant: str, seed: int, score: float) -> Record:
-    row = {**dict.fromkeys(COLUMNS), "timesteps": 100.0, "wall_time": 2.0, "return_mean": score, "episodes": 100.0}
-    return Record(
-        env=env, contestant=contestant, seed=seed, last_row=row, curve=np.array([[50.0, 0.0], [100.0, score]])
-    )
-
-
-def results(
-    scores: dict[str, dict[str, list[float]]], chance: dict[str, float], references: tuple[str, ...] = ("trpo", "a2c")
-) -> Results:
-    records = tuple(
-        record(env, name, seed, score)
-        for env, own in scores.items()
-        for name, values in own.items()
-        for seed, score in enumerate(values)
-    )
-    return Results(
-        records=records,
-        chance={env: Chance(mean=mean, error=0.1) for env, mean in chance.items()},
-        references=references,
-        contestants=("acktr", "a2c", "trpo"),
-    )
-
-
-TWO = results(
-    {
-        "One": {"acktr": [20.0, 30.0], "a2c": [10.0, 10.0], "trpo": [20.0]},
-        "Two": {"acktr": [5.0, 5.0], "a2c": [4.0, 6.0]},
-    },
-    {"One": 0.0, "Two": -5.0},
-)
-
-
-def test_the_scale_is_the_first_reference_that_ran() -> None:
-    assert (TWO.reference("One"), TWO.reference("Two")) == (("trpo", 20.0), ("a2c", 5.0))
-    one, two = TWO.normalised("acktr", ["One", "Two"])
-    np.testing.assert_allclose(one, [1.0, 1.5])
-    np.testing.assert_allclose(two, [1.0, 1.0])
-
-
-def test_contestants_are_compared_where_all_of_them_ran() -> None:
-    assert TWO.groups() == [(["acktr", "a2c"], ["One", "Two"]), (["acktr", "a2c", "trpo"], ["One"])]
-
-
-def test_an_environment_without_a_scale_is_compared_by_nobody() -> None:
-    """A reference at random play's level would divide by nothing."""
-    for score in (0.0, 0.29):  # within three standard errors of chance a scale would be noise
-        flat = results({"One": {"acktr": [1.0], "a2c": [score]}}, {"One": 0.0})
-        assert flat.reference("One") is None
-        assert flat.groups() == []
-    assert results({"One": {"acktr": [1.0], "a2c": [0.31]}}, {"One": 0.0}).reference("One") == ("a2c", 0.31)
-
-
-def test_on_atari_the_scale_may_be_the_human_testers() -> None:
-    """A2C that has learnt nothing yet would make one of noise."""
-    games = {
-        "PongNoFrameskip-v4": {"acktr": [14.6]},
-        "ALE/Breakout-v5": {"acktr": [30.5]},
-        "CartPole-v1": {"a2c": [9.0]},
-    }
-    found = results(games, dict.fromkeys(games, -20.7), references=("human", "a2c"))
-    assert found.reference("PongNoFrameskip-v4") == ("human", 14.6)
-    assert found.reference("ALE/Breakout-v5") == ("human", 30.5)
-    assert found.reference("CartPole-v1") == ("a2c", 9.0)
-    np.testing.assert_allclose(found.normalised("acktr", ["PongNoFrameskip-v4"]), [[1.0]])
-
-
-def test_the_table_says_who_is_separated(tmp_path: Path) -> None:
-    clear = results(
-        {env: {"acktr": [20.0, 21.0, 22.0], "a2c": [10.0, 10.5, 11.0]} for env in ("One", "Two")},
-        {"One": 0.0, "Two": 0.0},
-    )
-    table = summary.write(clear, tmp_path, title="A suite")
-    assert "| One | 0 | 21.0 [18.5, 23.5], 3 | 10.5 [9.3, 11.7], 3 |" in table
-    assert ", separated |" in table
-    alike = dataclasses.replace(
-        clear, records=tuple(record(r.env, r.contestant, r.seed, 5.0 + r.seed) for r in clear.records)
-    )
-    assert "not separated" in summary.write(alike, tmp_path, title="A suite")
-    assert {file.name for file in tmp_path.iterdir()} == {
-        *("runs.csv", "curves.csv", "aggregate.csv", "settings.yaml", "table.md", "curves.png", "scores.png"),
-    }
-
-
-def test_no_verdict_is_given_on_single_runs_or_while_some_are_unfinished(tmp_path: Path) -> None:
-    """What went wrong did not finish: the others alone would flatter a contestant."""
-    scores = {env: {"acktr": [20.0, 21.0, 22.0], "a2c": [10.0, 10.5]} for env in ("One", "Two")}
-    clear = results(scores, {"One": 0.0, "Two": 0.0})
-    diverged = dataclasses.replace(clear, unfinished={("Two", "a2c"): 1})
-    table = summary.write(diverged, tmp_path, title="A suite")
-    assert "10.2 [7.1, 13.4], 2 (1 unfinished) |" in table
-    assert "no verdict while runs are unfinished |" in table
-    single = results({"One": {"acktr": [20.0], "a2c": [19.9]}}, {"One": 0.0})
-    table = summary.write(single, tmp_path, title="A suite")
-    assert "| One | return | steps | acktr's steps |\n" in table
-    assert "| random | 0 |  |  |\n| acktr | 20.0, 1 | 0k, 1 of 1 |  |\n" in table
-    assert "| a2c | 1.00 | +0.01, no verdict on single runs |" in table
-
-
-def test_the_table_has_the_steps_to_the_score_at_which_the_others_ended(tmp_path: Path) -> None:
-    """A run that rises evenly to 40 in 100,000 steps is at 10 after a quarter of them."""
-    found = results(
-        {"One": {"acktr": [40.0, 20.0, 5.0], "a2c": [9.0, 11.0]}, "Two": {"acktr": [3.0], "trpo": [4.0]}},
-        {"One": 0.0, "Two": 0.0},
-    )
-    share = np.linspace(0.0, 1.0, 101)
-    rising = tuple(
-        dataclasses.replace(run, curve=np.stack([share * 100_000, share * run.score], axis=1)) for run in found.records
-    )
-    found = dataclasses.replace(found, records=rising)
-    np.testing.assert_allclose(found.steps_to_the_end_of("One", "a2c"), [25_000, 50_000, np.inf])
-    assert len(found.steps_to_the_end_of("Two", "a2c")) == 0
-    ahead = found.steps_to_most_of_the_first("One", "acktr")  # at 0.9 of 65/3, the mean of three runs
-    np.testing.assert_allclose(ahead, [49_000, 98_000, np.inf])
-    np.testing.assert_allclose(found.steps_to_most_of_the_first("One", "a2c"), [np.inf, np.inf])
-    table = summary.write(found, tmp_path, title="A suite")
-    assert "| One | 50k [25k, never], 2 of 3 |  |" in table
-    assert "| Two |  | never, 0 of 1 |" in table
-    assert "| One | 98k [49k, never], 2 of 3 | never, 0 of 2 |  |" in table
-    steps = [row for row in rows_of(tmp_path / "aggregate.csv") if row["what"] == "steps: the first, to its end"]
-    assert [tuple(row[name] for name in ("contestant", "runs", "value", "low", "high")) for row in steps] == [
-        ("a2c", "3", "50000", "25000", ""),
-        ("trpo", "1", "", "", ""),
-    ]
-
-
-def test_the_first_contestant_is_the_suites_whatever_ran_first() -> None:
-    late = results({"One": {"a2c": [1.0]}, "Two": {"acktr": [3.0], "a2c": [2.0]}}, {"One": 0.0, "Two": 0.0})
-    assert late.groups()[-1] == (["acktr", "a2c"], ["Two"])
-
-
 def test_more_seeds_than_the_suite_has_stay_in_the_table(finished: Path, tmp_path: Path) -> None:
     kept = shutil.copytree(finished, tmp_path / "kept")
     game = kept / "runs" / "CartPole-v1"
@@ -420,13 +284,6 @@ def test_more_seeds_than_the_suite_has_stay_in_the_table(finished: Path, tmp_pat
     settings.write_text(settings.read_text().replace("seed: 1\n", "seed: 7\n"))
     planned("cartpole", out=kept, seeds=1, total_timesteps=2000).sum_up()
     assert [row["seed"] for row in rows_of(kept / "runs.csv")] == ["0", "7"]
-
-
-def test_a_run_without_an_ended_game_is_no_score(tmp_path: Path) -> None:
-    silent = results({"One": {"acktr": [float("nan")], "a2c": [1.0]}}, {"One": 0.0})
-    table = summary.write(silent, tmp_path, title="A suite")
-    assert "no game ended" in table
-    assert "nan" not in table
 
 
 # --- peers -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The library's front door: `ACKTR(env).learn(n)`, `.predict(obs)`, `.save(path)`, `load(path)`."""
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
@@ -96,7 +97,7 @@ class Agent:
                 stacklevel=3,
             )
         self._env, self._total_timesteps = env, settings.total_timesteps
-        self._is_closed = False
+        self._is_closed, self._held = False, contextlib.ExitStack()
         environment = make_environment(settings, env)
         settings = with_choices(settings, environment)
         set_threads(settings.num_threads, small=not is_convolutional(settings, environment))
@@ -109,6 +110,8 @@ class Agent:
         folder, timesteps = going_on or (None, None)
         if run_dir is not None:
             folder = RunFolder.create(settings, Path(run_dir))
+        elif folder is not None:  # whose metrics the reporter cuts off behind the checkpoint
+            self._held.enter_context(folder.lock())
         self._run_dir = None if folder is None else folder.path
         reporter = Reporter(folder, settings, console=verbose, resume_at=timesteps)
         for note in (*notes, *environment.notes):
@@ -248,6 +251,7 @@ class Agent:
         self._is_closed = True
         self._trainer.reporter.close()
         self._trainer.environment.close()
+        self._held.close()
 
 
 class ACKTR(Agent):
@@ -285,7 +289,7 @@ def load(
 
     Raises:
         UserError: the file is damaged or foreign, or was made for other spaces than the environment's; or it is no run
-            folder, or one without a checkpoint, where `resume` is asked for.
+            folder, one without a checkpoint, or one in which another process trains, where `resume` is asked for.
     """
     file, folder = Path(path), None
     if resume:
@@ -307,7 +311,6 @@ def load(
     agent = (ACKTR if settings.algorithm == "acktr" else A2C).__new__(ACKTR if settings.algorithm == "acktr" else A2C)
     going_on = None
     if folder is not None:
-        folder.record_start()
         going_on = folder, int(state["timesteps"])
     made_of = settings.env if env is None else env
     agent._build(settings, env=made_of, torso=torso, run_dir=None, verbose=verbose, going_on=going_on)
@@ -328,6 +331,8 @@ def load(
         reason = " ".join(str(error).split())[:200]
         network = "its settings' network" if torso is None else "the torso given"
         raise UserError(f"{path}: the weights are not those of {network}: {reason}") from error
+    if folder is not None:
+        folder.record_start()
     return agent
 
 

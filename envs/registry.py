@@ -67,11 +67,12 @@ def family(env_id: str) -> str:
             return name
     env = make_single(spec)
     try:
-        return family_of_space(env.observation_space)
+        space = env.observation_space
     except AttributeError as error:
         raise UserError(f"environment '{env_id}': {one_line(error)}; give the class that attribute") from error
     finally:
         env.close()
+    return family_of_space(space)
 
 
 def family_of_space(space: gymnasium.Space[object]) -> str:

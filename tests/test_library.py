@@ -309,6 +309,8 @@ def test_a_run_with_an_environment_and_a_torso_of_ones_own_goes_on_in_its_folder
     assert RunFolder.open(run).latest_checkpoint() == run / "checkpoints" / f"step-{first.timesteps}.safetensors"
     again = acktr.load(run, make, torso=torso(), resume=True)
     assert again.timesteps == first.timesteps
+    with pytest.raises(UserError, match="another process"):
+        acktr.load(run, make, torso=torso(), resume=True)
     again.learn(400)
     again.close()
     assert again.timesteps == left.timesteps

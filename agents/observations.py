@@ -88,6 +88,8 @@ def _leaf_batch(space: gymnasium.Space[Any], observation: Any, *, where: str) ->
     single = batch.ndim == len(shape)
     if batch.shape[batch.ndim - len(shape) :] != shape or batch.ndim > len(shape) + 1:
         raise UserError(f"predict takes observations{where} of shape {shape} or (N, *{shape}), got {batch.shape}")
+    if batch.dtype.kind not in "biuf":
+        raise UserError(f"predict takes observations{where} of numbers, got {batch.dtype}")
     if isinstance(space, spaces.Discrete):
         fits = bool(((batch >= space.start) & (batch < space.start + space.n)).all())
     elif isinstance(space, spaces.MultiDiscrete):

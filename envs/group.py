@@ -106,7 +106,14 @@ class EnvironmentGroup:
     def _failure(self, index: int, error: Exception) -> Exception:
         if isinstance(error, UserError | RunError):
             return error
-        return RunError(f"environment {self._first + index} of '{self._name}' failed: {blame(error)}")
+        where = f"environment {self._first + index} of '{self._name}'"
+        trace = error.__traceback__
+        if trace is not None and trace.tb_next is None and "to unpack" in str(error):  # raised here, not in its code
+            return RunError(
+                f"{where} does not return what gymnasium's interface asks for, reset (observation, info) and step "
+                f"(observation, reward, terminated, truncated, info): {error}; change the class"
+            )
+        return RunError(f"{where} failed: {blame(error)}")
 
 
 class GroupedVectorEnv(VectorEnv[Any, Any, Any], ABC):

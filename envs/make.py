@@ -1,6 +1,8 @@
 """The one entry to environments: `make_vec` for an id, a factory or a vector environment."""
 
+import contextlib
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +42,7 @@ def describe(env: EnvironmentLike) -> tuple[str, str]:
         return _name(env), _family_of_object(env, env.single_observation_space)
     if isinstance(env, gymnasium.Env) or not callable(env):
         raise _no_environment(env)
-    single = env()
+    single = _made(env)
     try:
         return _name(single), _family_of_object(single, single.observation_space)
     finally:
@@ -174,7 +176,7 @@ def _make_own(
         renderer = find_renderer()
         factory = seen = PixelFactory(factory, pixels=pixels, renderer=renderer)
         notes.append(f"pixels: {pixels.size}x{pixels.size} RGB, drawn by {renderer}")
-    single = factory()
+    single = _made(factory)
     try:
         adapt_observations(single.observation_space, env=name)
         adapt_actions(single.action_space, env=name)
@@ -223,6 +225,25 @@ def _what_plays(spec: EnvSpec) -> tuple[object, ...]:
     limit = spec.kwargs.get("max_episode_steps", spec.max_episode_steps)  # of a vector environment in its arguments
     how = ("render_mode", "max_episode_steps", "num_envs", "vectorization_mode")
     return spec.entry_point, limit, {name: value for name, value in spec.kwargs.items() if name not in how}
+
+
+def _made(factory: Callable[[], object]) -> gymnasium.Env[Any, Any]:
+    """What a function makes: one environment, asked for without arguments."""
+    name = getattr(factory, "__name__", type(factory).__name__)
+    with contextlib.suppress(ValueError):  # some built-in functions tell no signature
+        try:
+            inspect.signature(factory).bind()
+        except TypeError as error:
+            raise UserError(
+                f"a function that makes an environment is called without arguments; '{name}': {error}; give them by "
+                "functools.partial"
+            ) from error
+    single = factory()
+    if isinstance(single, VectorEnv):
+        raise UserError(f"'{name}' makes a vector environment; pass what it makes, or a function that makes one game")
+    if not isinstance(single, gymnasium.Env):
+        raise UserError(f"'{name}' makes {type(single).__name__}, not a gymnasium.Env; let the class derive from it")
+    return single
 
 
 def _no_environment(env: object) -> UserError:

@@ -3,14 +3,18 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
+from acktr.envs.make import describe, make_vec
 from acktr.envs.registry import family, find_spec
 from acktr.envs.single import make_single
-from acktr.errors import UserError
+from acktr.errors import RunError, UserError
 
 
 @pytest.mark.parametrize(
@@ -84,3 +88,46 @@ def test_an_environment_without_spaces_or_pictures_is_told_what_it_lacks() -> No
             find_spec("Blinds-v0")
     finally:
         del gymnasium.registry["Bare-v0"], gymnasium.registry["Blind-v0"]
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda number: gymnasium.make("CartPole-v1"), "called without arguments; '<lambda>': missing .* 'number'"),
+        (lambda: 3, "'<lambda>' makes int, not a gymnasium.Env"),
+        (lambda: gymnasium.make_vec("CartPole-v1", 2), "'<lambda>' makes a vector environment; pass what it makes"),
+    ],
+)
+def test_a_function_that_makes_no_environment_is_told_what_it_makes(function: Callable[..., Any], told: str) -> None:
+    for use in (describe, lambda function: make_vec(function, 1)):
+        with pytest.raises(UserError, match=told):
+            use(function)
+
+
+class Old(gymnasium.Env[int, int]):
+    """With the interface of before gymnasium 0.26."""
+
+    observation_space = gymnasium.spaces.Discrete(2)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, *, old_reset: bool) -> None:
+        self._old_reset = old_reset
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return (0, 0, 0) if self._old_reset else (0, {})
+
+    def step(self, action: int) -> Any:
+        return 0, 0.0, False, {}
+
+
+@pytest.mark.parametrize("old_reset", [False, True])
+def test_the_interface_of_old_is_told_which_one_is_asked_for(old_reset: bool) -> None:
+    environment = make_vec(lambda: Old(old_reset=old_reset), 1)
+    told = r"step \(observation, reward, terminated, truncated, info\): .* to unpack .*; change the class"
+
+    def play() -> None:
+        environment.reset([0])
+        environment.step(np.zeros(1, dtype=np.int64))
+
+    with pytest.raises(RunError, match=told):
+        play()

@@ -424,6 +424,13 @@ def test_unknown_choices_are_refused(options: dict[str, Any]) -> None:
         KFAC(policy(), **options)
 
 
+@pytest.mark.parametrize("number", ["0.1", None, True, -0.1, float("nan")])
+@pytest.mark.parametrize("name", ["lr", "damping"])
+def test_what_is_no_number_is_refused_by_name(name: str, number: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} takes a number of at least 0, got {number!r}"):
+        KFAC(policy(), **{name: number})
+
+
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
 def test_a_sigma_that_is_no_deviation_is_refused(sigma: float) -> None:
     with pytest.raises(ValueError, match="sigma takes a number above 0"):

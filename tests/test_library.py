@@ -261,6 +261,8 @@ def test_pictures_from_0_to_1_are_none_of_an_environment_of_bytes() -> None:
     for strange in (whole / 255, whole + 100, -whole):
         with pytest.raises(UserError, match="predict takes observations of Box"):
             agent.predict(strange)
+    with pytest.raises(UserError, match="predict takes observations of numbers, got <U"):
+        agent.predict(whole.astype(str))
 
 
 def test_keywords_that_the_others_leave_without_effect_are_named(capsys: pytest.CaptureFixture[str]) -> None:

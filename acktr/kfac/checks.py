@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable
-from typing import SupportsIndex, get_args
+from typing import SupportsFloat, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -12,12 +12,13 @@ def check_range(name: str, value: float, low: float, high: float | None, *, high
     """Refuse a number outside [low, high], or [low, high) when `high_open`.
 
     Raises:
-        ValueError: it lies outside, or is NaN.
+        ValueError: it lies outside, is NaN, or is no number.
     """
-    fits = value >= low and (high is None or (value < high if high_open else value <= high))
+    is_number = isinstance(value, SupportsFloat) and not isinstance(value, str | bool)
+    fits = is_number and value >= low and (high is None or (value < high if high_open else value <= high))
     if not fits:
         bound = "" if high is None else f" and {'below' if high_open else 'at most'} {high:g}"
-        raise ValueError(f"{name} takes a number of at least {low:g}{bound}, got {value}")
+        raise ValueError(f"{name} takes a number of at least {low:g}{bound}, got {value!r}")
 
 
 def check_count(name: str, value: object, low: int) -> None:

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, SupportsIndex
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -182,13 +183,15 @@ class Agent:
                 agent was made with, which must not be a vector environment: training is in the middle of its episodes.
 
         Returns:
-            What `acktr.agents.evaluation.evaluate` returns: return_mean, return_std, return_ci95, returns, protocol
-            and more.
+            What `acktr evaluate` puts into `evaluation.json`: returns (of each game, raw), return_mean, return_std (of
+            n - 1, None for a single game), return_median, return_ci95 (low and high of Student's t, None for a single
+            game), length_mean (decisions), human_normalised (Atari), truncated and stalled (games that a limit ended;
+            those of them whose last half brought no reward), env, episodes, protocol and versions.
 
         Raises:
-            UserError: an environment of other spaces, or none to play in.
+            UserError: an environment of other spaces, none to play in, or no whole number of games.
         """
-        if episodes < 1:
+        if isinstance(episodes, bool) or not isinstance(episodes, SupportsIndex) or operator.index(episodes) < 1:
             raise UserError(f"evaluate takes a whole number of at least 1 episode, got {episodes!r}")
         chosen = self._env if env is None else env
         if isinstance(chosen, VectorEnv) and env is None:

@@ -39,7 +39,16 @@ _HEADER_LENGTH_BYTES = 8  # safetensors: little-endian length of the JSON header
 
 
 class DamagedFileError(UserError):
-    """A file of this format that is cut short or altered; an older checkpoint may still be good."""
+    """A file of this format that is cut short or altered; an older checkpoint may still be good.
+
+    Args:
+        path: the file.
+        damage: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, damage: str) -> None:
+        super().__init__(f"{path}: {damage}; use an older checkpoint")
+        self.damage = damage
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,19 +106,19 @@ def load(path: Path) -> Loaded:
     manifest = _manifest(path, data)
     kind: Any = manifest.get("kind")
     if kind not in get_args(Kind) or not isinstance(manifest.get("tree"), dict):
-        raise DamagedFileError(f"{path}: damaged: its manifest lacks a known kind and a tree; use an older checkpoint")
+        raise DamagedFileError(path, "damaged: its manifest lacks a known kind and a tree")
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise DamagedFileError(f"{path}: truncated or damaged ({error}); use an older checkpoint") from error
+        raise DamagedFileError(path, f"truncated or damaged ({error})") from error
     tree: dict[str, Any] = manifest["tree"]
     try:
         intact = manifest.get("digest") == _digest(kind, tree, tensors)
         state = {key: _decode(value, tensors) for key, value in tree.items()}
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path}: damaged: its manifest is not what acktr writes ({error!r})") from error
+        raise DamagedFileError(path, f"damaged: its manifest is not what acktr writes ({error!r})") from error
     if not intact:
-        raise DamagedFileError(f"{path}: damaged: content and checksum differ; use an older checkpoint")
+        raise DamagedFileError(path, "damaged: content and checksum differ")
     return Loaded(kind=kind, state=state)
 
 
@@ -126,12 +135,12 @@ def _manifest(path: Path, data: bytes) -> dict[str, Any]:
             )
         raise UserError(f"{path}: not a file of acktr: it is no safetensors file")
     if len(data) <= start or start + length > len(data):
-        what = "inside its header; use an older checkpoint" if len(data) > start else "too few for a file of acktr"
-        raise DamagedFileError(f"{path}: truncated at {len(data)} bytes, {what}")
+        what = "inside its header" if len(data) > start else "too few for a file of acktr"
+        raise DamagedFileError(path, f"truncated at {len(data)} bytes, {what}")
     try:
         header = json.loads(data[start : start + length])
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path}: damaged: its header does not parse ({error}); use an older one") from error
+        raise DamagedFileError(path, f"damaged: its header does not parse ({error})") from error
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
@@ -139,12 +148,12 @@ def _manifest(path: Path, data: bytes) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path}: damaged: its manifest does not parse ({error}); use an older one") from error
+        raise DamagedFileError(path, f"damaged: its manifest does not parse ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not a file of acktr: its manifest names another format")
     version = manifest.get("format_version")
     if not isinstance(version, int) or version < 1:
-        raise DamagedFileError(f"{path}: damaged: its manifest lacks a format version")
+        raise DamagedFileError(path, "damaged: its manifest lacks a format version")
     if version > FORMAT_VERSION:
         raise UserError(
             f"{path}: format {version} is newer than the {FORMAT_VERSION} that this acktr reads; upgrade acktr"

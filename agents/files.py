@@ -98,6 +98,11 @@ def _replace(path: Path, fill: Callable[[BinaryIO], None]) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.filename is not None:  # what the caller knows, not the name made here
+            error.filename, error.filename2 = str(path), None
+        raise
     except BaseException:  # KeyboardInterrupt too: nothing half-written stays behind
         temporary.unlink(missing_ok=True)
         raise

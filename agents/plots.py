@@ -41,7 +41,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     """
     environments: set[str] = set()
     groups: dict[Settings, list[tuple[Path, NDArray[np.float64]]]] = {}
-    for run in dict.fromkeys(path.resolve() for path in runs):
+    for run in {path.resolve(): path for path in runs}.values():  # each folder once, called what the caller calls it
         settings = RunFolder.open(run).settings
         environments.add(settings.env)
         curve = read_curve(run / METRICS_FILE)

@@ -246,10 +246,10 @@ class RunFolder:
             try:
                 return candidate, load(candidate)
             except DamagedFileError as error:
-                reasons.append(str(error))
-                warn(f"acktr: warning: passing over {error}")
+                reasons.append(f"{candidate}: {error.damage}")
+                warn(f"acktr: warning: passing over {reasons[-1]}")
         if reasons:
-            raise UserError(f"{self.path}: no checkpoint loads; the newest: {reasons[0]}")
+            raise UserError(f"{self.path}: no checkpoint loads; the newest: {reasons[0]}; train anew")
         return None
 
     def _named(self, *names: str) -> list[Path]:

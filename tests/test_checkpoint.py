@@ -325,3 +325,15 @@ def test_linking_replaces_and_falls_back_to_a_copy(tmp_path: Path, monkeypatch: 
     assert target.read_bytes() == b"new"
     assert not target.samefile(source)
     assert sorted(tmp_path.iterdir()) == [source, target]
+
+
+def test_a_folder_that_takes_no_file_is_told_by_the_name_that_the_caller_knows(tmp_path: Path) -> None:
+    """The error named a temporary file that nobody had heard of."""
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(tmp_path / "nowhere" / "f", b"content")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "f")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError) as caught_there:
+        write_atomically(tmp_path / "taken", b"content")
+    assert (caught_there.value.filename, caught_there.value.filename2) == (str(tmp_path / "taken"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

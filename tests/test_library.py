@@ -195,8 +195,9 @@ def test_an_agent_is_evaluated_where_its_function_leads_or_elsewhere() -> None:
     assert agent.evaluate(4)["return_mean"] < 5 < agent.evaluate(4, env="CartPole-v1")["return_mean"]
     with pytest.raises(UserError, match="that of 'Acrobot-v1' is"):
         agent.evaluate(4, env="Acrobot-v1")
-    with pytest.raises(UserError, match="at least 1 episode"):
-        agent.evaluate(0)
+    for strange in (0, "3", 1.5, True):
+        with pytest.raises(UserError, match="at least 1 episode"):
+            agent.evaluate(strange)  # type: ignore[arg-type]
 
 
 def test_an_agent_on_a_vector_environment_is_evaluated_in_another_one() -> None:

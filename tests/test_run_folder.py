@@ -179,8 +179,9 @@ def test_a_damaged_leftover_ahead_of_the_run_does_not_push_good_ones_out(folder:
 
 def test_if_all_are_damaged_nothing_starts_over_silently(folder: RunFolder) -> None:
     damage(write(folder, 100))
-    with pytest.raises(UserError, match="no checkpoint loads"):
+    with pytest.raises(UserError, match=r"no checkpoint loads; the newest: .*step-100.*; train anew") as caught:
         folder.latest_checkpoint(lambda _: None)
+    assert "use an older" not in str(caught.value)
 
 
 def test_a_newer_format_is_not_passed_over(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`acktr benchmark`: runs side by side, goes on after an interruption, and sums up what is finished."""
 
 import csv
+import json
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ import yaml
 
 from acktr.agents.benchmark import peers
 from acktr.agents.benchmark.campaign import planned
+from acktr.agents.benchmark.evaluations import EPISODES, evaluated
 from acktr.agents.benchmark.jobs import Job, jobs_of
 from acktr.agents.benchmark.peer_settings import peer_record, published
 from acktr.agents.benchmark.progress import Progress
@@ -62,6 +64,25 @@ def test_it_leaves_a_row_for_each_run_and_the_aggregates(finished: Path) -> None
     assert float(of_acktr["value"]) == pytest.approx(np.mean(scores), rel=1e-5)
     assert float(of_acktr["low"]) < float(of_acktr["value"]) < float(of_acktr["high"])
     assert (finished / "curves.png").stat().st_size > 10_000
+
+
+def test_the_final_policies_play_the_same_games_once(finished: Path, tmp_path: Path) -> None:
+    kept = shutil.copytree(finished, tmp_path / "kept")
+    runs = [kept / "runs" / "CartPole-v1" / f"acktr-seed{seed}" for seed in range(2)]
+    means = [evaluated(run) for run in runs]
+    assert [float(row["final_policy"]) for row in rows_of(kept / "runs.csv")] == pytest.approx(means, rel=1e-5)
+    (row,) = [row for row in rows_of(kept / "aggregate.csv") if row["what"] == "final policy"]
+    assert float(row["value"]) == pytest.approx(np.mean([mean for mean in means if mean is not None]), rel=1e-5)
+    assert re.search(r"^\| CartPole-v1 \| return \| final policy \|", (kept / "table.md").read_text(), re.MULTILINE)
+    metrics = [(run / "metrics.csv").read_bytes() for run in runs]
+    (runs[0] / "evaluation.json").unlink()
+    assert main(["evaluate", str(runs[1]), "--episodes", "5"]) == 0  # by hand, and not those that are compared
+    words = [*SHORT, "--out", str(kept)]
+    assert main(["benchmark", *words, "--summary"]) == 0
+    assert [row["final_policy"] for row in rows_of(kept / "runs.csv")] == ["", ""]
+    assert main(["benchmark", *words]) == 0
+    assert [evaluated(run) for run in runs] == means
+    assert [(run / "metrics.csv").read_bytes() for run in runs] == metrics
 
 
 def test_random_play_is_measured_on_whole_games(finished: Path) -> None:
@@ -271,7 +292,7 @@ def test_a_contestants_changes_become_flags_of_its_runs(tmp_path: Path) -> None:
     suite = Suite(description="", environments=("CartPole-v1",), total_timesteps=200, seeds=1, contestants=(odd,))
     job = next(job for job in jobs_of(suite, tmp_path) if job.contestant is odd)
     assert job.start().wait() == 0
-    assert job.is_finished()
+    assert job.is_trained()
     found = RunFolder.open(job.folder).settings
     assert {name: getattr(found, name) for name in changes} == changes
 
@@ -310,6 +331,10 @@ def test_a_peer_trains_with_its_published_settings(peer: str, tmp_path: Path) ->
     assert 0 < rows[-1]["return_mean"] < 500  # raw, where normalised rewards would sum to a few
     recorded = yaml.safe_load((job.folder / "settings.yaml").read_text())
     assert {**published(peer, "Hopper-v5"), "seed": 0}.items() <= recorded.items()
+    games = json.loads((job.folder / "evaluation.json").read_text())
+    assert len(games["returns"]) == EPISODES
+    assert 0 < games["return_mean"] < 2000
+    assert evaluated(job.folder) == games["return_mean"]
 
 
 def test_a_learning_rate_that_falls_ends_at_nought() -> None:

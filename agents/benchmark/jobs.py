@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from acktr.agents.benchmark.evaluations import EPISODES, evaluated
 from acktr.agents.benchmark.peer_settings import peer_record
 from acktr.agents.benchmark.suites import CHANCE, Contestant, Suite
 from acktr.agents.idle_settings import idle
@@ -67,7 +68,17 @@ class Job:
         return (self.folder / SETTINGS_FILE).is_file()
 
     def is_finished(self) -> bool:
-        """Whether nothing is left to do.
+        """Whether nothing is left to do: it is trained, and a policy that is there has played its games.
+
+        Raises:
+            UserError: the folder holds a run with other settings.
+        """
+        if not self.is_trained():
+            return False
+        return not (self.folder / CHECKPOINT_FOLDER).is_dir() or evaluated(self.folder) is not None
+
+    def is_trained(self) -> bool:
+        """Whether its training came to its end.
 
         Raises:
             UserError: the folder holds a run with other settings.
@@ -99,7 +110,7 @@ class Job:
             raise UserError(f"{self.folder} holds a run with {apart}; give another --out, or remove it")
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start its process, or go on where an interrupted run of ours stopped."""
+        """Start the process of what is next: its training, the rest of it, or the games of its policy."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             # a session of its own: Ctrl-C is for the benchmark, which passes it on once
@@ -117,6 +128,8 @@ class Job:
             return ["acktr.agents.benchmark.chance", self.env, seed, folder]
         if not self.contestant.is_ours:
             return ["acktr.agents.benchmark.peers", self.contestant.algorithm, self.env, seed, steps, folder]
+        if self.is_trained():
+            return ["acktr", "evaluate", folder, "--episodes", str(EPISODES), "--device", "cpu"]
         if self.is_begun():
             return ["acktr", "resume", folder]
         words = ["--env", self.env, "--algorithm", self.contestant.algorithm, "--seed", seed, "--num-threads", "1"]

@@ -18,10 +18,19 @@ import numpy as np
 import torch
 import yaml
 
+from acktr.agents.benchmark.evaluations import EPISODES
 from acktr.agents.benchmark.peer_settings import peer_record, published
 from acktr.agents.files import write_text_atomically
 from acktr.agents.metrics_file import MetricsFile
-from acktr.agents.run_folder import COMMAND_FILE, METRICS_FILE, SETTINGS_FILE, VERSIONS_FILE, provenance
+from acktr.agents.run_folder import (
+    COMMAND_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    SETTINGS_FILE,
+    VERSIONS_FILE,
+    provenance,
+)
+from acktr.agents.settings import EVALUATION_SEED
 from acktr.envs.make import family
 
 ROWS = 500
@@ -40,7 +49,7 @@ def train(algorithm: str, env: str, seed: int, total_timesteps: int, folder: Pat
         env: the environment's id.
         seed: of the run.
         total_timesteps: environment steps.
-        folder: for settings.yaml, command.txt, versions.json and metrics.csv.
+        folder: for settings.yaml, command.txt, versions.json, metrics.csv and, of the final policy, evaluation.json.
     """
     settings = published(algorithm, env)
     torch.set_num_threads(1)
@@ -56,7 +65,36 @@ def train(algorithm: str, env: str, seed: int, total_timesteps: int, folder: Pat
     model = _model(algorithm, environment, seed, settings)
     with MetricsFile(folder / METRICS_FILE) as metrics:
         model.learn(total_timesteps, callback=_recorder(metrics, total_timesteps))
+    result = _evaluation(model, environment, env, published(algorithm, env))
+    write_text_atomically(folder / EVALUATION_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
     environment.close()
+
+
+def _evaluation(model: Any, trained_in: Any, env: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Full games of the final policy, in environments of their own with the observations' statistics of training."""
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
+
+    environment = _environment(env, EVALUATION_SEED, settings)
+    if isinstance(environment, VecNormalize):
+        environment.training = environment.norm_reward = False
+        sync_envs_normalization(trained_in, environment)
+    kind = family(env)
+    greedy = kind != "atari"
+    played, _ = evaluate_policy(
+        model, environment, n_eval_episodes=EPISODES, deterministic=greedy, return_episode_rewards=True
+    )
+    environment.close()
+    returns = np.asarray(played)
+    policy = "deterministic" if greedy else "stochastic"
+    return {
+        "env": env,
+        "episodes": len(returns),
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std(ddof=1)),
+        "returns": returns.tolist(),
+        "protocol": {"family": kind, "policy": policy, "seed": EVALUATION_SEED, "num_envs": environment.num_envs},
+    }
 
 
 def _environment(env: str, seed: int, settings: dict[str, Any]) -> Any:

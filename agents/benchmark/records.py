@@ -11,6 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from acktr.agents.benchmark.aggregates import Scores, normalised
+from acktr.agents.benchmark.evaluations import evaluated
 from acktr.agents.benchmark.jobs import Job
 from acktr.agents.benchmark.suites import CHANCE, HUMAN
 from acktr.agents.human_scores import human_score
@@ -38,6 +39,7 @@ class Record:
         last_row: the last of its metrics.
         curve: (n, 2) timesteps and mean raw return of the last hundred games.
         settings: that it was run with, as its settings.yaml has them.
+        evaluation: mean raw return of the games that its policy played afterwards; None where it played none.
     """
 
     env: str
@@ -46,6 +48,7 @@ class Record:
     last_row: Row
     curve: NDArray[np.float64]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: float | None = None
 
     @property
     def score(self) -> float:
@@ -135,6 +138,17 @@ class Results:
         above = [curve[curve[:, 1] >= level, 0] for curve in curves]
         return np.array([steps[0] if len(steps) else math.inf for steps in above])
 
+    def of_evaluations(self) -> "Results":
+        """Those of the runs whose policies played games afterwards, with these games' mean as the score."""
+        records = tuple(
+            dataclasses.replace(record, last_row={**record.last_row, "return_mean": record.evaluation})
+            for record in self.records
+            if record.evaluation is not None
+        )
+        ran = {record.contestant for record in records}
+        contestants = tuple(name for name in self.contestants if name in ran)
+        return dataclasses.replace(self, records=records, contestants=contestants)
+
     def comparable(self, contestants: Sequence[str]) -> list[str]:
         """Environments with a scale on which all of these have runs that ended a game."""
         return [
@@ -169,7 +183,7 @@ def results_of(jobs: Sequence[Job], references: tuple[str, ...]) -> Results:
     """Read what is finished."""
     records, chance, unfinished = [], {}, collections.Counter[tuple[str, str]]()
     for job in jobs:
-        row = job.last_row() if job.is_finished() else None
+        row = job.last_row() if job.is_trained() else None
         if row is None:
             unfinished[job.env, job.contestant.name] += job.is_begun()
             continue
@@ -182,7 +196,15 @@ def results_of(jobs: Sequence[Job], references: tuple[str, ...]) -> Results:
         settings = yaml.safe_load((job.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         name = job.contestant.name
         records.append(
-            Record(env=job.env, contestant=name, seed=job.seed, last_row=row, curve=curve, settings=settings)
+            Record(
+                env=job.env,
+                contestant=name,
+                seed=job.seed,
+                last_row=row,
+                curve=curve,
+                settings=settings,
+                evaluation=evaluated(job.folder),
+            )
         )
     order = {env: place for place, env in enumerate(dict.fromkeys(job.env for job in jobs))}
     names = {name: place for place, name in enumerate(dict.fromkeys(job.contestant.name for job in jobs))}

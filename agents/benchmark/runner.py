@@ -29,26 +29,32 @@ def run(jobs: Sequence[Job], *, at_once: int, progress: Progress) -> list[Job]:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when every run has saved and ended.
     """
     waiting = [job for job in jobs if not job.is_finished()]
-    running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+    running: dict[Job, subprocess.Popen[bytes]] = {}
+    trained = {job for job in waiting if job.is_trained()}
     failed: list[Job] = []
     with _terminated_as_interrupted(), progress:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     job = waiting.pop(0)
-                    running[str(job.folder)] = job, job.start()
+                    running[job] = job.start()
                     progress.started(job)
-                for name, (job, process) in list(running.items()):
+                for job, process in list(running.items()):
                     code = process.poll()
-                    if code is not None:
-                        del running[name]
-                        finished = code == 0 and job.is_finished()
-                        failed += [] if finished else [job]
-                        progress.ended(job, finished=finished)
-                progress.refresh([job for job, _ in running.values()], waiting)
+                    if code is None:
+                        continue
+                    finished = code == 0 and job.is_finished()
+                    if code == 0 and not finished and job not in trained and job.is_trained():
+                        trained.add(job)
+                        running[job] = job.start()  # its policy's games
+                        continue
+                    del running[job]
+                    failed += [] if finished else [job]
+                    progress.ended(job, finished=finished)
+                progress.refresh(list(running), waiting)
                 time.sleep(POLL_SECONDS)
         except BaseException:
-            _stop([process for _, process in running.values()])
+            _stop(list(running.values()))
             raise
     return failed
 

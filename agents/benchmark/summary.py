@@ -64,11 +64,13 @@ def _runs(results: Results) -> Iterable[Sequence[object]]:
         "episodes",
         "seconds",
         "steps_per_second",
+        "final_policy",
     )
     for record in results.records:
         row = record.last_row
         whole = [row[name] for name in ("timesteps", "return_mean", "return_std", "episodes", "wall_time")]
-        yield record.env, record.contestant, record.seed, *map(_number, whole), _number(steps_per_second(record))
+        rest = _number(steps_per_second(record)), _number(record.evaluation)
+        yield record.env, record.contestant, record.seed, *map(_number, whole), *rest
 
 
 def _settings(results: Results) -> dict[str, dict[str, Any]]:
@@ -91,11 +93,9 @@ def _curves(results: Results) -> Iterable[Sequence[object]]:
 
 def _aggregate(results: Results) -> Iterable[Sequence[object]]:
     yield "what", "environments", "contestant", "runs", "statistic", "value", "low", "high"
-    for env, name in itertools.product(results.environments, results.contestants):
-        scores = results.scores(env, name)
-        if len(scores) and np.isfinite(scores).all():
-            found = estimate([scores])
-            yield "return", env, name, len(scores), "mean", *map(_number, found)
+    played = results.of_evaluations()
+    yield from _means(results, "return")
+    yield from _means(played, "final policy")
     for env in results.environments:
         if env in results.chance:
             yield "return", env, "random", 1, "mean", _number(results.chance[env].mean), "", ""
@@ -106,14 +106,26 @@ def _aggregate(results: Results) -> Iterable[Sequence[object]]:
             if len(steps):
                 spread = float(np.median(steps)), float(steps.min()), float(steps.max())
                 yield f"steps: {what}", env, name, len(steps), "median", *map(_number, spread)
+    yield from _comparisons(results, "")
+    yield from _comparisons(played, "final policy: ")
+
+
+def _means(results: Results, what: str) -> Iterable[Sequence[object]]:
+    for env, name in itertools.product(results.environments, results.contestants):
+        scores = results.scores(env, name)
+        if len(scores) and np.isfinite(scores).all():
+            yield what, env, name, len(scores), "mean", *map(_number, estimate([scores]))
+
+
+def _comparisons(results: Results, of: str) -> Iterable[Sequence[object]]:
     for names, environments in results.groups():
         where, kind = " ".join(environments), statistic(environments)
         every = {name: results.normalised(name, environments) for name in names}
         for name, own in every.items():
-            yield "normalised", where, name, sum(map(len, own)), kind, *map(_number, estimate(own))
+            yield f"{of}normalised", where, name, sum(map(len, own)), kind, *map(_number, estimate(own))
         for other in names[1:]:
             found = difference(every[names[0]], every[other])
-            yield "difference", where, f"{names[0]} - {other}", "", kind, *map(_number, found)
+            yield f"{of}difference", where, f"{names[0]} - {other}", "", kind, *map(_number, found)
 
 
 def _number(value: float | None) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acktr.agents.benchmark.aggregates import Interval, difference, estimate
+from acktr.agents.benchmark.evaluations import EPISODES
 from acktr.agents.benchmark.records import MOST, Results
 from acktr.agents.benchmark.suites import HUMAN, RANDOM
 
@@ -21,7 +22,10 @@ def table_of(results: Results, title: str) -> str:
     lines = [f"# {title}", ""]
     lines += _of_one(results) if len(results.environments) == 1 else _of_several(results)
     for names, environments in results.groups():
-        lines += [*_comparison(results, names, environments), ""]
+        lines += [*_comparison(results, names, environments, "scores"), ""]
+    played = results.of_evaluations()
+    for names, environments in played.groups():
+        lines += [*_comparison(played, names, environments, "returns of the final policies' own games"), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -41,6 +45,7 @@ class _Measure(NamedTuple):
 
 def _measures(results: Results) -> tuple[_Measure, ...]:
     first, *others = results.contestants
+    played = results.of_evaluations()
     return (
         _Measure(
             "return",
@@ -48,6 +53,13 @@ def _measures(results: Results) -> tuple[_Measure, ...]:
             "Student's t, then the number of runs.",
             (RANDOM, *results.contestants),
             lambda env, name: _score(results, env, name),
+        ),
+        _Measure(
+            "final policy",
+            f"Mean raw return of {EPISODES} games that the final policy plays afterwards, taking its most likely "
+            "actions (on Atari sampled ones), likewise.",
+            results.contestants,
+            lambda env, name: _mean(played.scores(env, name)),
         ),
         _Measure(
             "steps",
@@ -104,8 +116,14 @@ def _score(results: Results, env: str, name: str) -> str:
         return rest.strip()
     if not np.isfinite(scores).all():
         return f"no game ended{rest}"
+    return _mean(scores) + rest
+
+
+def _mean(scores: NDArray[np.float64]) -> str:
+    if not len(scores):
+        return ""
     form = ".0f" if abs(scores.mean()) >= 1000 else ".1f"
-    return f"{_bracketed(estimate([scores]), form)}, {len(scores)}{rest}"
+    return f"{_bracketed(estimate([scores]), form)}, {len(scores)}"
 
 
 def _steps(steps: NDArray[np.float64]) -> str:
@@ -122,11 +140,11 @@ def _thousands(steps: float) -> str:
     return f"{steps / 1000:.0f}k" if np.isfinite(steps) else "never"
 
 
-def _comparison(results: Results, names: Sequence[str], environments: Sequence[str]) -> Iterable[str]:
+def _comparison(results: Results, names: Sequence[str], environments: Sequence[str], what: str) -> Iterable[str]:
     scales = dict.fromkeys(found[0] for env in environments if (found := results.reference(env)))
     number = f"{len(environments)} environments" if len(environments) > 1 else "One environment"
     yield (
-        f"{number} ({', '.join(environments)}), scores normalised: 0 is random play, 1 the "
+        f"{number} ({', '.join(environments)}), {what} normalised: 0 is random play, 1 the "
         f"mean of {' or '.join(scales)}.".replace(f"mean of {HUMAN}", "human tester's score")
     )
     yield ""

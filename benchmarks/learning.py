@@ -1,6 +1,6 @@
 """Train environments over seeds and algorithms with the presets as shipped, keep the records, and sum them up.
 
-    python benchmarks/learning.py --env HalfCheetah-v5 Hopper-v5 --seeds 0 1 2 --results benchmarks/results/mujoco
+    python benchmarks/learning.py --env HalfCheetah-v5 Hopper-v5 --seeds 0 1 2 --results runs/learning
 
 Each run goes to its own folder under `--runs` by `acktr train`; an interrupted one is resumed, a finished one is left
 alone. What stays is its record under `--results`: command, settings, metrics. `--jobs 0` trains nothing and sums up

@@ -125,3 +125,13 @@ def test_scores_are_normalised_between_chance_and_the_reference() -> None:
     np.testing.assert_allclose(normalised(np.array([-20.0, 0.0, 30.0]), random=-20.0, reference=0.0), [0.0, 1.0, 2.5])
     with pytest.raises(ValueError, match="not above chance"):
         normalised(np.array([1.0]), random=0.0, reference=0.0)
+
+
+def test_equal_scores_are_not_separated_by_their_rounding() -> None:
+    """Five runs and three of the same score have means that differ in the last digit."""
+    alone, both = 0, 0
+    for value in np.linspace(0.1, 2.0, 60):
+        five, three = np.full(5, value), np.full(3, value)
+        alone += difference([five], [three]).excludes_zero or False
+        both += difference([five, five + 0.1], [three, three + 0.1]).excludes_zero or False
+    assert (alone, both) == (0, 0)

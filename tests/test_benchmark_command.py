@@ -66,23 +66,37 @@ def test_it_leaves_a_row_for_each_run_and_the_aggregates(finished: Path) -> None
     assert (finished / "curves.png").stat().st_size > 10_000
 
 
-def test_the_final_policies_play_the_same_games_once(finished: Path, tmp_path: Path) -> None:
+def test_each_final_policy_plays_games_of_its_own_once(finished: Path, tmp_path: Path) -> None:
     kept = shutil.copytree(finished, tmp_path / "kept")
     runs = [kept / "runs" / "CartPole-v1" / f"acktr-seed{seed}" for seed in range(2)]
-    means = [evaluated(run) for run in runs]
+    ends = [read_metrics(run / "metrics.csv")[-1]["timesteps"] for run in runs]
+    means = [evaluated(run, seed, end) for seed, (run, end) in enumerate(zip(runs, ends, strict=True))]
     assert [float(row["final_policy"]) for row in rows_of(kept / "runs.csv")] == pytest.approx(means, rel=1e-5)
     (row,) = [row for row in rows_of(kept / "aggregate.csv") if row["what"] == "final policy"]
     assert float(row["value"]) == pytest.approx(np.mean([mean for mean in means if mean is not None]), rel=1e-5)
     assert re.search(r"^\| CartPole-v1 \| return \| final policy \|", (kept / "table.md").read_text(), re.MULTILINE)
     metrics = [(run / "metrics.csv").read_bytes() for run in runs]
     (runs[0] / "evaluation.json").unlink()
-    assert main(["evaluate", str(runs[1]), "--episodes", "5"]) == 0  # by hand, and not those that are compared
+    # by hand, in the games of another run, which would make the two depend on each other
+    assert main(["evaluate", str(runs[1]), "--episodes", str(EPISODES)]) == 0
     words = [*SHORT, "--out", str(kept)]
     assert main(["benchmark", *words, "--summary"]) == 0
     assert [row["final_policy"] for row in rows_of(kept / "runs.csv")] == ["", ""]
     assert main(["benchmark", *words]) == 0
-    assert [evaluated(run) for run in runs] == means
+    assert [evaluated(run, seed, end) for seed, (run, end) in enumerate(zip(runs, ends, strict=True))] == means
     assert [(run / "metrics.csv").read_bytes() for run in runs] == metrics
+
+
+def test_games_of_an_earlier_policy_are_not_taken_for_the_final_ones(finished: Path, tmp_path: Path) -> None:
+    """A run that is evaluated by hand while it is interrupted keeps these games when it goes on."""
+    kept = shutil.copytree(finished, tmp_path / "kept")
+    file = kept / "runs" / "CartPole-v1" / "acktr-seed0" / "evaluation.json"
+    found = json.loads(file.read_text())
+    job = planned("cartpole", out=kept, contestants=["acktr"], seeds=1, total_timesteps=2000).jobs[-1]
+    assert job.is_finished()
+    file.write_text(json.dumps({**found, "timesteps": 1000}))
+    assert job.is_trained()
+    assert not job.is_finished()
 
 
 def test_random_play_is_measured_on_whole_games(finished: Path) -> None:
@@ -334,7 +348,7 @@ def test_a_peer_trains_with_its_published_settings(peer: str, tmp_path: Path) ->
     games = json.loads((job.folder / "evaluation.json").read_text())
     assert len(games["returns"]) == EPISODES
     assert 0 < games["return_mean"] < 2000
-    assert evaluated(job.folder) == games["return_mean"]
+    assert job.evaluation() == games["return_mean"]
 
 
 def test_a_learning_rate_that_falls_ends_at_nought() -> None:

@@ -104,14 +104,11 @@ def test_the_table_says_who_is_separated(tmp_path: Path) -> None:
 
 def test_the_final_policies_games_are_compared_beside_the_scores(tmp_path: Path) -> None:
     """What explores for long scores low, and may still have learnt most."""
-    scores = {env: {"acktr": [20.0, 21.0, 22.0], "a2c": [10.0, 10.5, 11.0]} for env in ("One", "Two")}
+    scores = {env: {"acktr": [20.0, 21.0], "a2c": [10.0, 10.5]} for env in ("One", "Two")}
     found = results(scores, {"One": 0.0, "Two": 0.0})
     played = {"acktr": 21.0, "a2c": 42.0}
-    records = tuple(
-        dataclasses.replace(r, evaluation=played[r.contestant] + r.seed) for r in found.records if r.seed < 2
-    )
-    rest = tuple(r for r in found.records if r.seed == 2)
-    table = summary.write(dataclasses.replace(found, records=(*records, *rest)), tmp_path, title="A suite")
+    records = tuple(dataclasses.replace(r, evaluation=played[r.contestant] + r.seed) for r in found.records)
+    table = summary.write(dataclasses.replace(found, records=records), tmp_path, title="A suite")
     assert "| One | 21.5 [15.1, 27.9], 2 | 42.5 [36.1, 48.9], 2 |" in table
     by_score, by_games = table.split("2 environments (One, Two), returns of the final policies' own games normalised")
     assert re.search(r"^\| a2c \| 1.00 .*\| \+1.00 .*, separated \|", by_score, re.MULTILINE)
@@ -119,7 +116,21 @@ def test_the_final_policies_games_are_compared_beside_the_scores(tmp_path: Path)
     values = {(row["what"], row["contestant"]): row["value"] for row in rows_of(tmp_path / "aggregate.csv")}
     assert values["final policy", "a2c"] == "42.5"
     assert float(values["final policy: difference", "acktr - a2c"]) == pytest.approx(21.5 / 42.5 - 1, rel=1e-4)
-    assert [row["final_policy"] for row in rows_of(tmp_path / "runs.csv") if row["seed"] == "2"] == [""] * 4
+
+
+def test_no_verdict_is_given_by_the_games_where_some_runs_lack_them(tmp_path: Path) -> None:
+    """Those that lack them may be the best, or the worst."""
+    scores = {env: {"acktr": [20.0, 21.0, 2.0], "a2c": [10.0, 10.5, 11.0]} for env in ("One", "Two")}
+    found = results(scores, {"One": 0.0, "Two": 0.0})
+    records = tuple(
+        dataclasses.replace(r, evaluation=None if (r.contestant, r.seed) == ("acktr", 2) else r.score)
+        for r in found.records
+    )
+    table = summary.write(dataclasses.replace(found, records=records), tmp_path, title="A suite")
+    assert "| One | 20.5 [14.1, 26.9], 2 (1 without) | 10.5 [9.3, 11.7], 3 |" in table
+    by_games = table.split("returns of the final policies' own games normalised")[1]
+    assert "no verdict while runs are unfinished" in by_games
+    assert [row["final_policy"] for row in rows_of(tmp_path / "runs.csv") if row["seed"] == "2"] == ["", "11"] * 2
 
 
 def test_no_verdict_is_given_on_single_runs_or_while_some_are_unfinished(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ Scores = Sequence[NDArray[np.float64]]
 RESAMPLES = 10_000
 """Bootstrap samples: their own noise moves an end of an interval by about a hundredth of its width."""
 
+_ROUNDING = 1e-9
+"""Of normalised scores, where 1 is the way from random play to the reference."""
+
 _BLOCK = 500
 """Samples held at once."""
 
@@ -37,8 +40,10 @@ class Interval(NamedTuple):
 
     @property
     def excludes_zero(self) -> bool | None:
-        """Whether 0 lies outside; None without an interval."""
-        return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
+        """Whether 0 lies outside, by more than sums of equal scores differ in rounding; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low > _ROUNDING or self.high < -_ROUNDING
 
 
 def interquartile_mean(scores: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from acktr.agents.benchmark.evaluations import EPISODES, evaluated
+from acktr.agents.benchmark.evaluations import EPISODES, evaluated, games_seed
 from acktr.agents.benchmark.peer_settings import peer_record
 from acktr.agents.benchmark.suites import CHANCE, Contestant, Suite
 from acktr.agents.idle_settings import idle
@@ -75,7 +75,12 @@ class Job:
         """
         if not self.is_trained():
             return False
-        return not (self.folder / CHECKPOINT_FOLDER).is_dir() or evaluated(self.folder) is not None
+        return not (self.folder / CHECKPOINT_FOLDER).is_dir() or self.evaluation() is not None
+
+    def evaluation(self) -> float | None:
+        """Mean raw return of the games that its final policy has played; None where it has not."""
+        row = self.last_row()
+        return None if row is None else evaluated(self.folder, self.seed, row["timesteps"])
 
     def is_trained(self) -> bool:
         """Whether its training came to its end.
@@ -129,7 +134,8 @@ class Job:
         if not self.contestant.is_ours:
             return ["acktr.agents.benchmark.peers", self.contestant.algorithm, self.env, seed, steps, folder]
         if self.is_trained():
-            return ["acktr", "evaluate", folder, "--episodes", str(EPISODES), "--device", "cpu"]
+            games = ["--episodes", str(EPISODES), "--seed", str(games_seed(self.seed))]
+            return ["acktr", "evaluate", folder, *games, "--device", "cpu"]
         if self.is_begun():
             return ["acktr", "resume", folder]
         words = ["--env", self.env, "--algorithm", self.contestant.algorithm, "--seed", seed, "--num-threads", "1"]

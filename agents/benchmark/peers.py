@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import yaml
 
-from acktr.agents.benchmark.evaluations import EPISODES
+from acktr.agents.benchmark.evaluations import EPISODES, games_seed
 from acktr.agents.benchmark.peer_settings import peer_record, published
 from acktr.agents.files import write_text_atomically
 from acktr.agents.metrics_file import MetricsFile
@@ -30,7 +30,6 @@ from acktr.agents.run_folder import (
     VERSIONS_FILE,
     provenance,
 )
-from acktr.agents.settings import EVALUATION_SEED
 from acktr.envs.make import family
 
 ROWS = 500
@@ -65,17 +64,17 @@ def train(algorithm: str, env: str, seed: int, total_timesteps: int, folder: Pat
     model = _model(algorithm, environment, seed, settings)
     with MetricsFile(folder / METRICS_FILE) as metrics:
         model.learn(total_timesteps, callback=_recorder(metrics, total_timesteps))
-    result = _evaluation(model, environment, env, published(algorithm, env))
+    result = _evaluation(model, environment, env, games_seed(seed), published(algorithm, env))
     write_text_atomically(folder / EVALUATION_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
     environment.close()
 
 
-def _evaluation(model: Any, trained_in: Any, env: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _evaluation(model: Any, trained_in: Any, env: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Full games of the final policy, in environments of their own with the observations' statistics of training."""
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
-    environment = _environment(env, EVALUATION_SEED, settings)
+    environment = _environment(env, seed, settings)
     if isinstance(environment, VecNormalize):
         environment.training = environment.norm_reward = False
         sync_envs_normalization(trained_in, environment)
@@ -89,11 +88,12 @@ def _evaluation(model: Any, trained_in: Any, env: str, settings: dict[str, Any])
     policy = "deterministic" if greedy else "stochastic"
     return {
         "env": env,
+        "timesteps": model.num_timesteps,
         "episodes": len(returns),
         "return_mean": float(returns.mean()),
         "return_std": float(returns.std(ddof=1)),
         "returns": returns.tolist(),
-        "protocol": {"family": kind, "policy": policy, "seed": EVALUATION_SEED, "num_envs": environment.num_envs},
+        "protocol": {"family": kind, "policy": policy, "seed": seed, "num_envs": environment.num_envs},
     }
 
 

@@ -11,7 +11,6 @@ import yaml
 from numpy.typing import NDArray
 
 from acktr.agents.benchmark.aggregates import Scores, normalised
-from acktr.agents.benchmark.evaluations import evaluated
 from acktr.agents.benchmark.jobs import Job
 from acktr.agents.benchmark.suites import CHANCE, HUMAN
 from acktr.agents.human_scores import human_score
@@ -139,7 +138,10 @@ class Results:
         return np.array([steps[0] if len(steps) else math.inf for steps in above])
 
     def of_evaluations(self) -> "Results":
-        """Those of the runs whose policies played games afterwards, with these games' mean as the score."""
+        """Those of the runs whose policies played games afterwards, with these games' mean as the score.
+
+        Runs that lack these games are unfinished there: they may be those that went best or worst.
+        """
         records = tuple(
             dataclasses.replace(record, last_row={**record.last_row, "return_mean": record.evaluation})
             for record in self.records
@@ -147,7 +149,9 @@ class Results:
         )
         ran = {record.contestant for record in records}
         contestants = tuple(name for name in self.contestants if name in ran)
-        return dataclasses.replace(self, records=records, contestants=contestants)
+        missing = [(record.env, record.contestant) for record in self.records if record.evaluation is None]
+        unfinished = collections.Counter(self.unfinished) + collections.Counter(missing)
+        return dataclasses.replace(self, records=records, contestants=contestants, unfinished=unfinished)
 
     def comparable(self, contestants: Sequence[str]) -> list[str]:
         """Environments with a scale on which all of these have runs that ended a game."""
@@ -203,7 +207,7 @@ def results_of(jobs: Sequence[Job], references: tuple[str, ...]) -> Results:
                 last_row=row,
                 curve=curve,
                 settings=settings,
-                evaluation=evaluated(job.folder),
+                evaluation=job.evaluation(),
             )
         )
     order = {env: place for place, env in enumerate(dict.fromkeys(job.env for job in jobs))}

@@ -59,7 +59,7 @@ def _measures(results: Results) -> tuple[_Measure, ...]:
             f"Mean raw return of {EPISODES} games that the final policy plays afterwards, taking its most likely "
             "actions (on Atari sampled ones), likewise.",
             results.contestants,
-            lambda env, name: _mean(played.scores(env, name)),
+            lambda env, name: _games(played, env, name),
         ),
         _Measure(
             "steps",
@@ -117,6 +117,12 @@ def _score(results: Results, env: str, name: str) -> str:
     if not np.isfinite(scores).all():
         return f"no game ended{rest}"
     return _mean(scores) + rest
+
+
+def _games(played: Results, env: str, name: str) -> str:
+    scores = played.scores(env, name)
+    missing = played.unfinished.get((env, name), 0)
+    return f"{_mean(scores)}{f' ({missing} without)' if missing and len(scores) else ''}"
 
 
 def _mean(scores: NDArray[np.float64]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from acktr.agents.benchmark import summary
+from acktr.agents.benchmark.comparisons import comparisons
 from acktr.agents.benchmark.records import Chance, Record, Results
 from acktr.agents.metrics_file import COLUMNS
 
@@ -53,22 +54,51 @@ TWO = results(
 
 def test_the_scale_is_the_first_reference_that_ran() -> None:
     assert (TWO.reference("One"), TWO.reference("Two")) == (("trpo", 20.0), ("a2c", 5.0))
-    one, two = TWO.normalised("acktr", ["One", "Two"])
+    one, two = (TWO.on(env).normalised("acktr") for env in ("One", "Two"))
     np.testing.assert_allclose(one, [1.0, 1.5])
     np.testing.assert_allclose(two, [1.0, 1.0])
 
 
+def compared(found: Results) -> list[tuple[tuple[str, ...], list[str]]]:
+    return [(comparison.contestants, comparison.environments) for comparison in comparisons(found)]
+
+
 def test_contestants_are_compared_where_all_of_them_ran() -> None:
-    assert TWO.groups() == [(["acktr", "a2c"], ["One", "Two"]), (["acktr", "a2c", "trpo"], ["One"])]
+    assert compared(TWO) == [(("acktr", "a2c"), ["One", "Two"]), (("acktr", "a2c", "trpo"), ["One"])]
 
 
-def test_an_environment_without_a_scale_is_compared_by_nobody() -> None:
+def test_nobody_who_shares_an_environment_with_the_first_goes_uncompared() -> None:
+    """Two may have run on as many environments, and on other ones."""
+    found = results(
+        {
+            "One": {"acktr": [1.0], "a2c": [1.0]},
+            "Two": {"acktr": [1.0], "a2c": [1.0], "trpo": [1.0]},
+            "Three": {"acktr": [1.0], "trpo": [1.0]},
+        },
+        {"One": 0.0, "Two": 0.0, "Three": 0.0},
+    )
+    assert compared(found) == [(("acktr", "a2c"), ["One", "Two"]), (("acktr", "trpo"), ["Two", "Three"])]
+
+
+def test_an_environment_without_a_scale_is_left_out_and_named(tmp_path: Path) -> None:
     """A reference at random play's level would divide by nothing."""
     for score in (0.0, 0.29):  # within three standard errors of chance a scale would be noise
-        flat = results({"One": {"acktr": [1.0], "a2c": [score]}}, {"One": 0.0})
-        assert flat.reference("One") is None
-        assert flat.groups() == []
+        flat = results(
+            {env: {"acktr": [1.0, 1.1], "a2c": [score if env == "Two" else 1.0]} for env in ("One", "Two", "Three")},
+            {"One": 0.0, "Two": 0.0, "Three": 0.0},
+        )
+        assert flat.reference("Two") is None
+        assert compared(flat) == [(("acktr", "a2c"), ["One", "Three"])]
+        table = summary.write(flat, tmp_path, title="A suite")
+        assert "Left out: Two (no reference above random play)." in table
     assert results({"One": {"acktr": [1.0], "a2c": [0.31]}}, {"One": 0.0}).reference("One") == ("a2c", 0.31)
+
+
+def test_one_environment_alone_is_compared_by_returns_which_need_no_scale(tmp_path: Path) -> None:
+    alone = results({"One": {"acktr": [20.0, 21.0, 22.0], "a2c": [0.0, 0.5, -0.5]}}, {"One": 0.0})
+    assert alone.reference("One") is None
+    table = summary.write(alone, tmp_path, title="A suite")
+    assert "| a2c | 0.00 [-1.24, 1.24] | +21.0 [+18.9, +23.1], separated |" in table
 
 
 def test_on_atari_the_scale_may_be_the_human_testers() -> None:
@@ -82,7 +112,7 @@ def test_on_atari_the_scale_may_be_the_human_testers() -> None:
     assert found.reference("PongNoFrameskip-v4") == ("human", 14.6)
     assert found.reference("ALE/Breakout-v5") == ("human", 30.5)
     assert found.reference("CartPole-v1") == ("a2c", 9.0)
-    np.testing.assert_allclose(found.normalised("acktr", ["PongNoFrameskip-v4"]), [[1.0]])
+    np.testing.assert_allclose(found.on("PongNoFrameskip-v4").normalised("acktr"), [1.0])
 
 
 def test_the_table_says_who_is_separated(tmp_path: Path) -> None:
@@ -113,9 +143,11 @@ def test_the_final_policies_games_are_compared_beside_the_scores(tmp_path: Path)
     by_score, by_games = table.split("2 environments (One, Two), returns of the final policies' own games normalised")
     assert re.search(r"^\| a2c \| 1.00 .*\| \+1.00 .*, separated \|", by_score, re.MULTILINE)
     assert re.search(r"^\| a2c \| 1.00 .*\| -0.49 .*, separated \|", by_games, re.MULTILINE)
-    values = {(row["what"], row["contestant"]): row["value"] for row in rows_of(tmp_path / "aggregate.csv")}
-    assert values["final policy", "a2c"] == "42.5"
-    assert float(values["final policy: difference", "acktr - a2c"]) == pytest.approx(21.5 / 42.5 - 1, rel=1e-4)
+    rows = {(row["what"], row["contestant"]): row for row in rows_of(tmp_path / "aggregate.csv")}
+    assert rows["final policy", "a2c"]["value"] == "42.5"
+    apart = rows["final policy: normalised difference", "acktr - a2c"]
+    assert float(apart["value"]) == pytest.approx(21.5 / 42.5 - 1, rel=1e-4)
+    assert (apart["verdict"], rows["return", "random"]["low"]) == ("separated", "-0.196")
 
 
 def test_no_verdict_is_given_by_the_games_where_some_runs_lack_them(tmp_path: Path) -> None:
@@ -145,7 +177,7 @@ def test_no_verdict_is_given_on_single_runs_or_while_some_are_unfinished(tmp_pat
     table = summary.write(single, tmp_path, title="A suite")
     assert "| One | return | steps | acktr's steps |\n" in table
     assert "| random | 0 |  |  |\n| acktr | 20.0, 1 | 0k, 1 of 1 |  |\n" in table
-    assert "| a2c | 1.00 | +0.01, no verdict on single runs |" in table
+    assert "| a2c | 19.9 | +0.100, no verdict on single runs |" in table
 
 
 def test_the_table_has_the_steps_to_the_score_at_which_the_others_ended(tmp_path: Path) -> None:
@@ -162,22 +194,44 @@ def test_the_table_has_the_steps_to_the_score_at_which_the_others_ended(tmp_path
     np.testing.assert_allclose(found.steps_to_the_end_of("One", "a2c"), [25_000, 50_000, np.inf])
     assert len(found.steps_to_the_end_of("Two", "a2c")) == 0
     ahead = found.steps_to_most_of_the_first("One", "acktr")  # at 0.9 of 65/3, the mean of three runs
-    np.testing.assert_allclose(ahead, [49_000, 98_000, np.inf])
+    np.testing.assert_allclose(ahead, [48_750, 97_500, np.inf])
     np.testing.assert_allclose(found.steps_to_most_of_the_first("One", "a2c"), [np.inf, np.inf])
     table = summary.write(found, tmp_path, title="A suite")
     assert "| One | 50k [25k, never], 2 of 3 |  |" in table
     assert "| Two |  | never, 0 of 1 |" in table
     assert "| One | 98k [49k, never], 2 of 3 | never, 0 of 2 |  |" in table
     steps = [row for row in rows_of(tmp_path / "aggregate.csv") if row["what"] == "steps: the first, to its end"]
-    assert [tuple(row[name] for name in ("contestant", "runs", "value", "low", "high")) for row in steps] == [
-        ("a2c", "3", "50000", "25000", ""),
-        ("trpo", "1", "", "", ""),
+    assert [tuple(row[name] for name in ("contestant", "runs", "statistic", "value")) for row in steps] == [
+        ("a2c", "3", "reached", "2"),
+        ("a2c", "3", "median", "50000"),
+        ("a2c", "3", "least", "25000"),
+        ("a2c", "3", "most", "inf"),
+        ("trpo", "1", "reached", "0"),
+        *(("trpo", "1", kind, "inf") for kind in ("median", "least", "most")),
     ]
+
+
+def test_steps_do_not_depend_on_how_far_apart_rows_are() -> None:
+    """ACKTR writes a row every 20,480 steps where A2C writes one every 400."""
+    found = results({"One": {"acktr": [40.0], "a2c": [10.0]}}, {"One": 0.0})
+    for rows in (2, 7, 101):
+        share = np.linspace(0.0, 1.0, rows)
+        curves = tuple(
+            dataclasses.replace(run, curve=np.stack([share * 100_000, share * run.score], axis=1))
+            for run in found.records
+        )
+        own = dataclasses.replace(found, records=curves)
+        np.testing.assert_allclose(own.steps_to_the_end_of("One", "a2c"), [25_000])
+
+
+def test_nobody_is_timed_to_what_random_play_has() -> None:
+    found = results({"One": {"acktr": [40.0], "a2c": [-1.0]}}, {"One": 0.0})
+    assert len(found.steps_to_the_end_of("One", "a2c")) == 0
 
 
 def test_the_first_contestant_is_the_suites_whatever_ran_first() -> None:
     late = results({"One": {"a2c": [1.0]}, "Two": {"acktr": [3.0], "a2c": [2.0]}}, {"One": 0.0, "Two": 0.0})
-    assert late.groups()[-1] == (["acktr", "a2c"], ["Two"])
+    assert compared(late) == [(("acktr", "a2c"), ["Two"])]
 
 
 def test_a_run_without_an_ended_game_is_no_score(tmp_path: Path) -> None:
@@ -185,3 +239,30 @@ def test_a_run_without_an_ended_game_is_no_score(tmp_path: Path) -> None:
     table = summary.write(silent, tmp_path, title="A suite")
     assert "no game ended" in table
     assert "nan" not in table
+
+
+def test_a_run_without_an_ended_game_does_not_hide_the_others(tmp_path: Path) -> None:
+    nan = float("nan")
+    found = results(
+        {"One": {"acktr": [20.0, 22.0, nan], "a2c": [1.0]}, "Two": {"acktr": [2.0], "a2c": [1.0]}},
+        {"One": 0.0, "Two": 0.0},
+    )
+    table = summary.write(found, tmp_path, title="A suite")
+    assert "| One | 0 | 21.0 [8.3, 33.7], 2 (no game ended in 1 more) | 1.00, 1 |" in table
+    assert "Left out: One (a run of acktr ended no game)." in table
+
+
+@pytest.mark.parametrize(
+    ("references", "verdict"),
+    [
+        ([3.0], "no verdict on a scale of single runs"),
+        ([0.1, -0.6, 2.0], "no verdict, the reference being hardly above random play"),
+        ([3.0, 3.1, 3.2], "separated"),
+    ],
+)
+def test_no_verdict_is_given_by_a_scale_that_is_not_known(
+    tmp_path: Path, references: list[float], verdict: str
+) -> None:
+    scores = {"acktr": [20.0, 21.0], "a2c": [10.0, 10.1], "trpo": references}
+    found = results({"One": scores, "Two": scores}, {"One": 0.0, "Two": 0.0})
+    assert re.search(rf"^\| a2c \| .* {verdict} \|$", summary.write(found, tmp_path, title="A suite"), re.MULTILINE)

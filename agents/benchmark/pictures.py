@@ -1,12 +1,13 @@
 """Pictures of a benchmark: learning curves by environment; normalised scores and their profile."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from acktr.agents.benchmark.aggregates import estimate, performance_profile
+from acktr.agents.benchmark.aggregates import performance_profile
+from acktr.agents.benchmark.comparisons import Comparison
 from acktr.agents.benchmark.records import Record, Results
 from acktr.agents.benchmark.suites import RANDOM
 from acktr.errors import UserError
@@ -46,48 +47,66 @@ def draw_curves(results: Results, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_scores(results: Results, groups: Sequence[tuple[list[str], list[str]]], path: Path) -> None:
-    """For each group of environments the means with their intervals and, of few contestants, the performance profile.
+def draw_scores(comparisons: Sequence[Comparison], path: Path) -> None:
+    """For each comparison the means with their intervals and, of few contestants, the performance profile.
 
     On one environment each run is a dot.
     """
-    if not groups:
+    if not comparisons:
         path.unlink(missing_ok=True)  # an earlier one would belong to other runs
         return
-    figure, panels = _panels(len(groups), 2, width=5.2, height=max(2.6, 0.22 * len(results.contestants)))
-    colours = _palette(results.contestants)
-    for (names, environments), left, right in zip(groups, panels[::2], panels[1::2], strict=True):
-        scores = {name: results.normalised(name, environments) for name in names}
-        for place, name in enumerate(reversed(names)):
-            found = estimate(scores[name])
-            if found.low is not None and found.high is not None:
-                left.barh(place, found.high - found.low, left=found.low, height=0.6, color=colours[name], alpha=0.5)
-            left.plot([found.value] * 2, [place - 0.3, place + 0.3], color=colours[name], linewidth=2)
-            if len(environments) == 1:
-                left.plot(scores[name][0], [place] * len(scores[name][0]), ".", color="black", markersize=4)
-        left.use_sticky_edges = False  # bars end at a distance from the frame
-        left.set_yticks(range(len(names)), list(reversed(names)))
-        several = len(environments) > 1
-        what = f"interquartile mean, {len(environments)} environments" if several else f"mean, {environments[0]}"
-        left.set_title(what, fontsize=10)
-        left.set_xlabel("normalised score: 0 random play, 1 the reference")
-        left.grid(alpha=0.3, axis="x")
-        if len(names) > len(_COLOURS):  # more profiles than can be told apart
+    names = list(dict.fromkeys(name for comparison in comparisons for name in comparison.contestants))
+    figure, panels = _panels(len(comparisons), 2, width=5.2, height=max(2.6, 0.22 * len(names)))
+    colours = _palette(names)
+    for comparison, left, right in zip(comparisons, panels[::2], panels[1::2], strict=True):
+        _draw_means(comparison, left, colours)
+        if len(comparison.contestants) <= len(_COLOURS):
+            _draw_profiles(comparison, right, colours)
+        else:  # more profiles than can be told apart
             left.set_subplotspec(left.get_gridspec()[left.get_subplotspec().rowspan.start, :])
             right.remove()
-            continue
-        pooled = np.concatenate([own for parts in scores.values() for own in parts])
-        thresholds = np.linspace(min(0.0, float(pooled.min())), float(np.quantile(pooled, 0.98)), 60)
-        for name in names:
-            share, low, high = performance_profile(scores[name], thresholds)
-            right.plot(thresholds, share, color=colours[name], label=name, linewidth=1.5)
-            right.fill_between(thresholds, low, high, color=colours[name], alpha=0.15, linewidth=0)
-        right.set_title("performance profile, 95 % band", fontsize=10)
-        right.set_xlabel("normalised score")
-        right.set_ylabel("share of runs above")
-        right.grid(alpha=0.3)
-        right.legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def _draw_means(comparison: Comparison, panel: Any, colours: Mapping[str, Any]) -> None:
+    names = list(reversed(comparison.contestants))
+    for place, name in enumerate(names):
+        value, low, high = comparison.estimates[name]
+        if low is not None and high is not None:
+            panel.barh(place, high - low, left=low, height=0.6, color=colours[name], alpha=0.5)
+        panel.plot([value] * 2, [place - 0.3, place + 0.3], color=colours[name], linewidth=2)
+        if not comparison.is_normalised:
+            (own,) = (scores.runs[name] for scores in comparison.where.values())
+            panel.plot(own, [place] * len(own), ".", color="black", markersize=4)
+    panel.use_sticky_edges = False  # bars end at a distance from the frame
+    panel.set_yticks(range(len(names)), names)
+    where = f"{len(comparison.where)} environments" if comparison.is_normalised else comparison.environments[0]
+    panel.set_title(f"{comparison.statistic}, {where}", fontsize=10)
+    panel.set_xlabel(_axis(comparison))
+    panel.grid(alpha=0.3, axis="x")
+
+
+def _draw_profiles(comparison: Comparison, panel: Any, colours: Mapping[str, Any]) -> None:
+    where = comparison.where.values()
+    normalised = comparison.is_normalised
+    scores = {
+        name: [own.normalised(name) if normalised else own.runs[name] for own in where]
+        for name in comparison.contestants
+    }
+    pooled = np.concatenate([own for parts in scores.values() for own in parts])
+    start = min(0.0, float(pooled.min())) if normalised else float(pooled.min())
+    thresholds = np.linspace(start, float(np.quantile(pooled, 0.98)), _POINTS)
+    for name, own in scores.items():
+        panel.plot(thresholds, performance_profile(own, thresholds), color=colours[name], label=name, linewidth=1.5)
+    panel.set_title("performance profile", fontsize=10)
+    panel.set_xlabel(_axis(comparison))
+    panel.set_ylabel("share of runs above")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False, fontsize=8)
+
+
+def _axis(comparison: Comparison) -> str:
+    return "normalised score: 0 random play, 1 the reference" if comparison.is_normalised else "return"
 
 
 def _palette(names: Sequence[str]) -> dict[str, Any]:
@@ -99,12 +118,13 @@ def _palette(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _together(records: Sequence[Record]) -> tuple[Any, Any]:
-    """Runs on the timesteps that all of them have; of those without any in common, on all."""
+    """Runs on the timesteps that all of them have; of those without any in common, each on its own."""
     start, end = max(r.curve[0, 0] for r in records), min(r.curve[-1, 0] for r in records)
     if start >= end:
         start, end = min(r.curve[0, 0] for r in records), max(r.curve[-1, 0] for r in records)
     steps = np.linspace(start, end, _POINTS)
-    return steps, np.stack([np.interp(steps, record.curve[:, 0], record.curve[:, 1]) for record in records])
+    values = [np.interp(steps, record.curve[:, 0], record.curve[:, 1], left=np.nan, right=np.nan) for record in records]
+    return steps, np.ma.masked_invalid(np.stack(values))
 
 
 def _panels(rows: int, columns: int, *, width: float = 3.2, height: float = 2.6) -> tuple[Any, list[Any]]:

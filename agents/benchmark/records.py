@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from acktr.agents.benchmark.aggregates import Scores, normalised
+from acktr.agents.benchmark.aggregates import EnvironmentScores
 from acktr.agents.benchmark.jobs import Job
 from acktr.agents.benchmark.suites import CHANCE, HUMAN
 from acktr.agents.human_scores import human_score
@@ -110,10 +110,21 @@ class Results:
                 return name, best
         return None
 
+    def on(self, env: str) -> EnvironmentScores:
+        """All scores on an environment, with the scale there."""
+        found = self.reference(env)
+        name = None if found is None else found[0]
+        return EnvironmentScores(
+            runs={name: scores for name in self.contestants if len(scores := self.scores(env, name))},
+            random=self.chance[env].mean if env in self.chance else 0.0,
+            reference=found[1] if found is not None and name == HUMAN else name,
+        )
+
     def steps_to_the_end_of(self, env: str, other: str) -> NDArray[np.float64]:
         """Timesteps until the first contestant's runs had the mean score at which another one's ended, (runs,).
 
-        Infinite for a run that never had it; empty where one of the two has no runs or no score.
+        Infinite for a run that never had it; empty where one of the two has no runs or no score, and where the other
+        ended no better than random play, which anybody has from the start.
         """
         end = self._end(env, other)
         return np.empty(0) if end is None else self._steps_to(env, self.contestants[0], end)
@@ -121,21 +132,23 @@ class Results:
     def steps_to_most_of_the_first(self, env: str, contestant: str) -> NDArray[np.float64]:
         """Timesteps until runs had come nine tenths of the way from random play to the first one's end, (runs,).
 
-        Likewise; empty, too, where random play is not known or not worse.
+        Likewise; empty, too, where random play is not known.
         """
         end = self._end(env, self.contestants[0])
-        if end is None or env not in self.chance or end <= (start := self.chance[env].mean):
+        if end is None or env not in self.chance:
             return np.empty(0)
+        start = self.chance[env].mean
         return self._steps_to(env, contestant, start + MOST * (end - start))
 
     def _end(self, env: str, contestant: str) -> float | None:
         scores = self.scores(env, contestant)
-        return float(scores.mean()) if len(scores) and np.isfinite(scores).all() else None
+        if not len(scores) or not np.isfinite(scores).all():
+            return None
+        end = float(scores.mean())
+        return None if env in self.chance and end <= self.chance[env].mean else end
 
     def _steps_to(self, env: str, contestant: str, level: float) -> NDArray[np.float64]:
-        curves = [record.curve for record in self.of(env, contestant)]
-        above = [curve[curve[:, 1] >= level, 0] for curve in curves]
-        return np.array([steps[0] if len(steps) else math.inf for steps in above])
+        return np.array([_first_at(record.curve, level) for record in self.of(env, contestant)])
 
     def of_evaluations(self) -> "Results":
         """Those of the runs whose policies played games afterwards, with these games' mean as the score.
@@ -152,35 +165,6 @@ class Results:
         missing = [(record.env, record.contestant) for record in self.records if record.evaluation is None]
         unfinished = collections.Counter(self.unfinished) + collections.Counter(missing)
         return dataclasses.replace(self, records=records, contestants=contestants, unfinished=unfinished)
-
-    def comparable(self, contestants: Sequence[str]) -> list[str]:
-        """Environments with a scale on which all of these have runs that ended a game."""
-        return [
-            env
-            for env in self.environments
-            if self.reference(env) is not None
-            and all(len(own := self.scores(env, name)) and np.isfinite(own).all() for name in contestants)
-        ]
-
-    def normalised(self, contestant: str, environments: Sequence[str]) -> Scores:
-        """Scores on the scale from random play to the reference, (runs,) for each environment."""
-        found = []
-        for env in environments:
-            reference = self.reference(env)
-            assert reference is not None
-            random, (_, best) = self.chance[env].mean, reference
-            found.append(normalised(self.scores(env, contestant), random=random, reference=best))
-        return found
-
-    def groups(self) -> list[tuple[list[str], list[str]]]:
-        """Contestants and the environments that they are compared on: all together, and those who ran on more."""
-        found: list[tuple[list[str], list[str]]] = []
-        for env_count in sorted({len(self.comparable([name])) for name in self.contestants}, reverse=True):
-            chosen = [name for name in self.contestants if len(self.comparable([name])) >= env_count]
-            environments = self.comparable(chosen)
-            if environments and len(chosen) > 1:
-                found.append((chosen, environments))
-        return found
 
 
 def results_of(jobs: Sequence[Job], references: tuple[str, ...]) -> Results:
@@ -231,3 +215,15 @@ def steps_per_second(record: Record) -> float:
     """Over the whole run."""
     row = record.last_row
     return (row["timesteps"] or 0.0) / (row["wall_time"] or float("nan"))
+
+
+def _first_at(curve: NDArray[np.float64], level: float) -> float:
+    """Timesteps at which a curve first has a level, on the line between two rows; infinite where it never has."""
+    above = np.flatnonzero(curve[:, 1] >= level)
+    if not len(above):
+        return math.inf
+    place = int(above[0])
+    if place == 0:
+        return float(curve[0, 0])
+    (before, low), (after, high) = curve[place - 1], curve[place]
+    return float(before + (after - before) * (level - low) / (high - low))

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from acktr.agents.benchmark.aggregates import difference, estimate
+from acktr.agents.benchmark.aggregates import mean
+from acktr.agents.benchmark.comparisons import comparisons
 from acktr.agents.benchmark.pictures import draw_curves, draw_scores
 from acktr.agents.benchmark.records import MOST, Results, steps_per_second
-from acktr.agents.benchmark.table import statistic, table_of
+from acktr.agents.benchmark.suites import RANDOM
+from acktr.agents.benchmark.table import table_of
 from acktr.agents.files import write_text_atomically
 
 RUNS_FILE = "runs.csv"
@@ -29,6 +31,9 @@ FILES = (RUNS_FILE, CURVES_FILE, AGGREGATE_FILE, SETTINGS_FILE, TABLE_FILE, CURV
 
 POINTS = 100
 """Of each run in curves.csv, at most."""
+
+_NORMAL = 1.96
+"""Standard errors to each side of the mean of many games."""
 
 
 def write(results: Results, out: Path, *, title: str) -> str:
@@ -49,7 +54,7 @@ def write(results: Results, out: Path, *, title: str) -> str:
     table = table_of(results, title)
     write_text_atomically(out / TABLE_FILE, table)
     draw_curves(results, out / CURVES_PICTURE)
-    draw_scores(results, results.groups(), out / SCORES_PICTURE)
+    draw_scores(comparisons(results), out / SCORES_PICTURE)
     return table
 
 
@@ -92,20 +97,24 @@ def _curves(results: Results) -> Iterable[Sequence[object]]:
 
 
 def _aggregate(results: Results) -> Iterable[Sequence[object]]:
-    yield "what", "environments", "contestant", "runs", "statistic", "value", "low", "high"
+    yield "what", "environments", "contestant", "runs", "statistic", "value", "low", "high", "verdict"
     played = results.of_evaluations()
     yield from _means(results, "return")
     yield from _means(played, "final policy")
     for env in results.environments:
         if env in results.chance:
-            yield "return", env, "random", 1, "mean", _number(results.chance[env].mean), "", ""
+            value, error = results.chance[env]
+            ends = value - _NORMAL * error, value + _NORMAL * error
+            yield "return", env, RANDOM, "", "mean", *map(_number, (value, *ends)), ""
     for env, name in itertools.product(results.environments, results.contestants):
         pace = results.steps_to_most_of_the_first(env, name), f"to {MOST:g} of the first's end"
         behind = results.steps_to_the_end_of(env, name), "the first, to its end"
         for steps, what in (pace, behind) if name != results.contestants[0] else (pace,):
             if len(steps):
-                spread = float(np.median(steps)), float(steps.min()), float(steps.max())
-                yield f"steps: {what}", env, name, len(steps), "median", *map(_number, spread)
+                key = f"steps: {what}", env, name, len(steps)
+                yield *key, "reached", int(np.isfinite(steps).sum()), "", "", ""
+                for kind, value in (("median", np.median(steps)), ("least", steps.min()), ("most", steps.max())):
+                    yield *key, kind, _number(float(value)), "", "", ""
     yield from _comparisons(results, "")
     yield from _comparisons(played, "final policy: ")
 
@@ -114,24 +123,27 @@ def _means(results: Results, what: str) -> Iterable[Sequence[object]]:
     for env, name in itertools.product(results.environments, results.contestants):
         scores = results.scores(env, name)
         if len(scores) and np.isfinite(scores).all():
-            yield what, env, name, len(scores), "mean", *map(_number, estimate([scores]))
+            yield what, env, name, len(scores), "mean", *map(_number, mean(scores)), ""
 
 
 def _comparisons(results: Results, of: str) -> Iterable[Sequence[object]]:
-    for names, environments in results.groups():
-        where, kind = " ".join(environments), statistic(environments)
-        every = {name: results.normalised(name, environments) for name in names}
-        for name, own in every.items():
-            yield f"{of}normalised", where, name, sum(map(len, own)), kind, *map(_number, estimate(own))
-        for other in names[1:]:
-            found = difference(every[names[0]], every[other])
-            yield f"{of}difference", where, f"{names[0]} - {other}", "", kind, *map(_number, found)
+    for comparison in comparisons(results):
+        where, first = " ".join(comparison.environments), comparison.contestants[0]
+        scale = "normalised " if comparison.is_normalised else ""
+        for name, found in comparison.estimates.items():
+            runs = sum(len(own.runs[name]) for own in comparison.where.values())
+            yield f"{of}{scale}score", where, name, runs, comparison.statistic, *map(_number, found), ""
+        for name, (found, verdict) in comparison.differences.items():
+            what = f"{of}{scale}difference", where, f"{first} - {name}", ""
+            yield *what, comparison.statistic, *map(_number, found), verdict
 
 
 def _number(value: float | None) -> str:
-    """In six digits; whole numbers whole; empty where there is none."""
-    if value is None or not math.isfinite(value):
+    """In six digits; whole numbers whole; `inf` for what never came; empty where there is none."""
+    if value is None or math.isnan(value):
         return ""
+    if math.isinf(value):
+        return str(value)
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from acktr.agents.benchmark.aggregates import Interval, difference, estimate
+from acktr.agents.benchmark.aggregates import Interval, mean
+from acktr.agents.benchmark.comparisons import Comparison, comparisons
 from acktr.agents.benchmark.evaluations import EPISODES
 from acktr.agents.benchmark.records import MOST, Results
 from acktr.agents.benchmark.suites import HUMAN, RANDOM
@@ -21,17 +22,10 @@ def table_of(results: Results, title: str) -> str:
     """
     lines = [f"# {title}", ""]
     lines += _of_one(results) if len(results.environments) == 1 else _of_several(results)
-    for names, environments in results.groups():
-        lines += [*_comparison(results, names, environments, "scores"), ""]
-    played = results.of_evaluations()
-    for names, environments in played.groups():
-        lines += [*_comparison(played, names, environments, "returns of the final policies' own games"), ""]
+    for what, own in (("scores", results), ("returns of the final policies' own games", results.of_evaluations())):
+        for comparison in comparisons(own):
+            lines += [*_comparison(own, comparison, what), ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def statistic(environments: Sequence[str]) -> str:
-    """What sums up normalised scores."""
-    return "mean" if len(environments) == 1 else "interquartile mean"
 
 
 class _Measure(NamedTuple):
@@ -114,9 +108,10 @@ def _score(results: Results, env: str, name: str) -> str:
     rest = f" ({missing} unfinished)" if missing else ""
     if not len(scores):
         return rest.strip()
-    if not np.isfinite(scores).all():
+    ended = np.isfinite(scores)
+    if not ended.any():
         return f"no game ended{rest}"
-    return _mean(scores) + rest
+    return f"{_mean(scores[ended])}{'' if ended.all() else f' (no game ended in {(~ended).sum()} more)'}{rest}"
 
 
 def _games(played: Results, env: str, name: str) -> str:
@@ -126,10 +121,7 @@ def _games(played: Results, env: str, name: str) -> str:
 
 
 def _mean(scores: NDArray[np.float64]) -> str:
-    if not len(scores):
-        return ""
-    form = ".0f" if abs(scores.mean()) >= 1000 else ".1f"
-    return f"{_bracketed(estimate([scores]), form)}, {len(scores)}"
+    return f"{_bracketed(mean(scores))}, {len(scores)}" if len(scores) else ""
 
 
 def _steps(steps: NDArray[np.float64]) -> str:
@@ -146,36 +138,36 @@ def _thousands(steps: float) -> str:
     return f"{steps / 1000:.0f}k" if np.isfinite(steps) else "never"
 
 
-def _comparison(results: Results, names: Sequence[str], environments: Sequence[str], what: str) -> Iterable[str]:
-    scales = dict.fromkeys(found[0] for env in environments if (found := results.reference(env)))
-    number = f"{len(environments)} environments" if len(environments) > 1 else "One environment"
-    yield (
-        f"{number} ({', '.join(environments)}), {what} normalised: 0 is random play, 1 the "
-        f"mean of {' or '.join(scales)}.".replace(f"mean of {HUMAN}", "human tester's score")
-    )
-    yield ""
-    yield f"| | {statistic(environments)} | difference to the first |"
-    yield "|---|---|---|"
-    for name in names:
-        apart = "" if name == names[0] else _difference(results, environments, (names[0], name))
-        yield f"| {name} | {_bracketed(estimate(results.normalised(name, environments)), '.2f')} | {apart} |"
-
-
-def _difference(results: Results, environments: Sequence[str], names: tuple[str, str]) -> str:
-    """The first one's score less the other's, and whether they are separated.
-
-    Runs that were begun and did not reach their end may be those that went wrong, so that the others prove nothing.
-    """
-    found = difference(*(results.normalised(name, environments) for name in names))
-    if any(results.unfinished.get((env, name)) for env in environments for name in names):
-        verdict = "no verdict while runs are unfinished"
-    elif found.excludes_zero is None:
-        verdict = "no verdict on single runs"
+def _comparison(results: Results, comparison: Comparison, what: str) -> Iterable[str]:
+    environments = comparison.environments
+    if comparison.is_normalised:
+        scales = dict.fromkeys(scale[0] for env in environments if (scale := results.reference(env)))
+        yield (
+            f"{len(environments)} environments ({', '.join(environments)}), {what} normalised: 0 is random play, 1 the "
+            f"mean of {' or '.join(scales)}.".replace(f"mean of {HUMAN}", "human tester's score")
+        )
     else:
-        verdict = "separated" if found.excludes_zero else "not separated"
-    return f"{_bracketed(found, '+.2f')}, {verdict}"
+        yield f"One environment ({environments[0]}), raw {what}."
+    if comparison.left_out:
+        yield f"Left out: {', '.join(f'{env} ({why})' for env, why in comparison.left_out.items())}."
+    yield ""
+    yield f"| | {comparison.statistic} | difference to the first |"
+    yield "|---|---|---|"
+    decimals = 2 if comparison.is_normalised else None
+    for name, found in comparison.estimates.items():
+        apart = ""
+        if name in comparison.differences:
+            interval, verdict = comparison.differences[name]
+            apart = f"{_bracketed(interval, decimals, sign='+')}, {verdict}"
+        yield f"| {name} | {_bracketed(found, decimals)} | {apart} |"
 
 
-def _bracketed(found: Interval, form: str) -> str:
+def _bracketed(found: Interval, decimals: int | None = None, *, sign: str = "") -> str:
+    """The value and its ends, in as many decimals as three digits of the value or of the interval's width need."""
+    if decimals is None:
+        width = 0.0 if found.low is None or found.high is None else found.high - found.low
+        size = max(abs(found.value), width)
+        decimals = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
+    form = f"{sign}.{decimals}f"
     text = f"{found.value:{form}}"
     return text if found.low is None else f"{text} [{found.low:{form}}, {found.high:{form}}]"

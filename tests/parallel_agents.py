@@ -28,7 +28,7 @@ from acktr.agents.world import World, joined
 from acktr.kfac.service import dismiss, serve
 
 OF_THE_CLOCK = ("wall_time", "steps_per_second")
-UPDATES, LEG, CPU = 50, 10, torch.device("cpu")
+UPDATES, LEG, CPU = 30, 10, torch.device("cpu")
 
 
 def run(case: dict[str, Any], world: World) -> dict[str, Any]:

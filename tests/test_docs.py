@@ -22,7 +22,7 @@ SHORTER = {
     "train": ("--total-timesteps", "2000"),
     "evaluate": ("--episodes", "4"),
     "benchmark": ("--total-timesteps", "2000", "--seeds", "1"),
-    "curvature": ("--states", "16"),
+    "curvature": ("--states", "4"),
     "report": ("--episodes", "2", "--no-video"),
 }
 """What takes minutes as it stands there."""

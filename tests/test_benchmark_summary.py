@@ -173,6 +173,11 @@ def test_no_verdict_is_given_on_single_runs_or_while_some_are_unfinished(tmp_pat
     table = summary.write(diverged, tmp_path, title="A suite")
     assert "10.2 [7.1, 13.4], 2 (1 unfinished) |" in table
     assert "no verdict while runs are unfinished |" in table
+    third = {env: {**own, "trpo": [9.0, 9.5]} for env, own in scores.items()}  # sets the scale, and is not compared
+    scaled = results(third, {"One": 0.0, "Two": 0.0})
+    for unfinished, count in (({}, 0), ({("Two", "trpo"): 1}, 2)):
+        table = summary.write(dataclasses.replace(scaled, unfinished=unfinished), tmp_path, title="A suite")
+        assert table.count("no verdict while runs are unfinished") == count
     single = results({"One": {"acktr": [20.0], "a2c": [19.9]}}, {"One": 0.0})
     table = summary.write(single, tmp_path, title="A suite")
     assert "| One | return | steps | acktr's steps |\n" in table

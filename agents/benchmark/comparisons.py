@@ -89,21 +89,24 @@ def _compared(results: Results, contestants: Sequence[str], environments: Sequen
         left_out=left_out,
         estimates={name: estimate(scores, name) for name in contestants},
         differences={
-            name: Difference(own, _verdict(results, environments, (first, name), own)) for name, own in found.items()
+            name: Difference(own, _verdict(results, where, (first, name), own)) for name, own in found.items()
         },
     )
 
 
-def _verdict(results: Results, environments: Sequence[str], names: Sequence[str], found: Interval) -> str:
-    """Runs that were begun and did not reach their end may be those that went wrong: the others prove nothing."""
-    if any(results.unfinished.get((env, name)) for env in environments for name in names):
+def _verdict(results: Results, where: Mapping[str, EnvironmentScores], names: Sequence[str], found: Interval) -> str:
+    """Runs that were begun and did not reach their end may be those that went wrong: the others prove nothing.
+
+    Nor do they set a scale. Of one environment there is none.
+    """
+    scales = {env: own.reference for env, own in where.items() if len(where) > 1 and isinstance(own.reference, str)}
+    if any(results.unfinished.get((env, name)) for env in where for name in (*names, scales.get(env, names[0]))):
         return UNFINISHED
     if found.excludes_zero is not None:
         return SEPARATED if found.excludes_zero else NOT_SEPARATED
-    if any(len(results.scores(env, name)) == 1 for env in environments for name in names):
+    if any(len(own.runs[name]) == 1 for own in where.values() for name in names):
         return SINGLE
-    scales = [own for env in environments if isinstance((own := results.on(env)).reference, str)]
-    return SINGLE_REFERENCE if any(len(own.runs[str(own.reference)]) == 1 for own in scales) else UNBOUNDED
+    return SINGLE_REFERENCE if any(len(where[env].runs[name]) == 1 for env, name in scales.items()) else UNBOUNDED
 
 
 def _comparable(results: Results, contestants: Sequence[str]) -> list[str]:

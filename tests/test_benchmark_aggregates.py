@@ -83,6 +83,23 @@ def test_environments_far_apart_from_each_other_widen_no_interval() -> None:
     assert found.low == found.value == found.high == pytest.approx(50.5)
 
 
+def test_environments_count_alike_whatever_the_numbers_of_runs() -> None:
+    assert estimate(of_one([0.0, 2.0], [4.0] * 5, [8.0] * 3), "own").value == pytest.approx(13 / 3)
+    assert estimate(of_one([1.0] * 2, [2.0] * 5, [3.0] * 3, [4.0] * 9), "own").value == pytest.approx(2.5)
+
+
+def test_the_reference_itself_is_one_for_certain() -> None:
+    """The runs that are drawn for it and those that set the scale are the same ones."""
+    runs = {"own": [1.0, 3.0], "other": [5.0, 9.0]}
+    for number in (2, 3):
+        found = estimate(scored(*[runs] * number, reference="own"), "own")
+        np.testing.assert_allclose(found, [1.0, 1.0, 1.0])
+    with_other = estimate(scored(*[runs] * 2, reference="own"), "other")
+    assert with_other.low is not None
+    assert with_other.high is not None
+    assert with_other.low < with_other.value < with_other.high
+
+
 def test_below_four_environments_no_environment_is_left_out() -> None:
     """The middle half of three environments' runs would be those of one of them."""
     assert estimate(of_one([0.0, 1.0], [10.0, 11.0], [100.0, 101.0]), "own").value == pytest.approx(37.1666667)

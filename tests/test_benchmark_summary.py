@@ -90,8 +90,13 @@ def test_an_environment_without_a_scale_is_left_out_and_named(tmp_path: Path) ->
         assert flat.reference("Two") is None
         assert compared(flat) == [(("acktr", "a2c"), ["One", "Three"])]
         table = summary.write(flat, tmp_path, title="A suite")
-        assert "Left out: Two (no reference above random play)." in table
+        assert "Left out of the comparison of scores: Two (no reference above random play)." in table
     assert results({"One": {"acktr": [1.0], "a2c": [0.31]}}, {"One": 0.0}).reference("One") == ("a2c", 0.31)
+    unknown = results(
+        {env: {"acktr": [1.0], "a2c": [1.0]} for env in ("One", "Two", "Three")}, {"One": 0.0, "Two": 0.0}
+    )
+    table = summary.write(unknown, tmp_path, title="A suite")
+    assert "Left out of the comparison of scores: Three (random play was not measured)." in table
 
 
 def test_one_environment_alone_is_compared_by_returns_which_need_no_scale(tmp_path: Path) -> None:
@@ -140,7 +145,7 @@ def test_the_final_policies_games_are_compared_beside_the_scores(tmp_path: Path)
     records = tuple(dataclasses.replace(r, evaluation=played[r.contestant] + r.seed) for r in found.records)
     table = summary.write(dataclasses.replace(found, records=records), tmp_path, title="A suite")
     assert "| One | 21.5 [15.1, 27.9], 2 | 42.5 [36.1, 48.9], 2 |" in table
-    by_score, by_games = table.split("2 environments (One, Two), returns of the final policies' own games normalised")
+    by_score, by_games = table.split("(One, Two), returns of the final policies' own games normalised")
     assert re.search(r"^\| a2c \| 1.00 .*\| \+1.00 .*, separated \|", by_score, re.MULTILINE)
     assert re.search(r"^\| a2c \| 1.00 .*\| -0.49 .*, separated \|", by_games, re.MULTILINE)
     rows = {(row["what"], row["contestant"]): row for row in rows_of(tmp_path / "aggregate.csv")}
@@ -161,7 +166,11 @@ def test_no_verdict_is_given_by_the_games_where_some_runs_lack_them(tmp_path: Pa
     table = summary.write(dataclasses.replace(found, records=records), tmp_path, title="A suite")
     assert "| One | 20.5 [14.1, 26.9], 2 (1 without) | 10.5 [9.3, 11.7], 3 |" in table
     by_games = table.split("returns of the final policies' own games normalised")[1]
-    assert "no verdict while runs are unfinished" in by_games
+    assert "no verdict while games are missing |" in by_games
+    unfinished = (
+        dataclasses.replace(found, records=records, unfinished={("Two", "acktr"): 1}).of_evaluations().unfinished
+    )
+    assert {pair: number for pair, number in unfinished.items() if number} == {("One", "acktr"): 1, ("Two", "acktr"): 2}
     assert [row["final_policy"] for row in rows_of(tmp_path / "runs.csv") if row["seed"] == "2"] == ["", "11"] * 2
 
 
@@ -173,16 +182,57 @@ def test_no_verdict_is_given_on_single_runs_or_while_some_are_unfinished(tmp_pat
     table = summary.write(diverged, tmp_path, title="A suite")
     assert "10.2 [7.1, 13.4], 2 (1 unfinished) |" in table
     assert "no verdict while runs are unfinished |" in table
-    third = {env: {**own, "trpo": [9.0, 9.5]} for env, own in scores.items()}  # sets the scale, and is not compared
-    scaled = results(third, {"One": 0.0, "Two": 0.0})
-    for unfinished, count in (({}, 0), ({("Two", "trpo"): 1}, 2)):
-        table = summary.write(dataclasses.replace(scaled, unfinished=unfinished), tmp_path, title="A suite")
-        assert table.count("no verdict while runs are unfinished") == count
     single = results({"One": {"acktr": [20.0], "a2c": [19.9]}}, {"One": 0.0})
     table = summary.write(single, tmp_path, title="A suite")
     assert "| One | return | steps | acktr's steps |\n" in table
     assert "| random | 0 |  |  |\n| acktr | 20.0, 1 | 0k, 1 of 1 |  |\n" in table
     assert "| a2c | 19.9 | +0.100, no verdict on single runs |" in table
+
+
+def test_no_verdict_is_given_while_runs_that_set_the_scale_are_unfinished(tmp_path: Path) -> None:
+    """Their mean decides how much each environment counts. It will be another one, or another contestant's."""
+    scores = {env: {"acktr": [20.0, 21.0, 22.0], "a2c": [10.0, 10.5]} for env in ("One", "Two")}
+    third = {env: {**own, "trpo": [9.0, 9.5]} for env, own in scores.items()}
+    words = "no verdict while runs of the scale are unfinished |"
+    for own, unfinished, count in (
+        (third, {}, 0),
+        (third, {("Two", "trpo"): 1}, 1),
+        (scores, {("Two", "trpo"): 1}, 1),  # none of it finished yet: it will set the scale in place of a2c
+        ({"One": third["One"]}, {("One", "trpo"): 1}, 0),  # returns of one environment have no scale
+    ):
+        found = dataclasses.replace(results(own, {"One": 0.0, "Two": 0.0}), unfinished=unfinished)
+        verdicts = [line for line in summary.write(found, tmp_path, title="").splitlines() if line.startswith("| a2c")]
+        assert sum(words in line for line in verdicts) == count
+        assert sum(", separated |" in line for line in verdicts) == 1 - count
+
+
+def test_contestants_and_environments_whose_runs_are_all_unfinished_are_named(tmp_path: Path) -> None:
+    found = results({"One": {"acktr": [20.0, 21.0]}}, {"One": 0.0})
+    begun = dataclasses.replace(found, unfinished={("One", "trpo"): 2, ("Two", "acktr"): 1})
+    table = summary.write(begun, tmp_path, title="A suite")
+    assert "| environment | random | acktr | a2c | trpo |" in table
+    assert "| One | 0 | 20.5 [14.1, 26.9], 2 |  | (2 unfinished) |" in table
+    assert "| Two |  | (1 unfinished) |  |  |" in table
+
+
+def test_runs_without_any_spread_are_not_called_separated(tmp_path: Path) -> None:
+    """Seeds that change nothing prove no more than one of them."""
+    found = results({"One": {"acktr": [20.0, 20.0], "a2c": [10.0, 10.0]}}, {"One": 0.0})
+    table = summary.write(found, tmp_path, title="A suite")
+    assert "| a2c | 10.0 [10.0, 10.0] | +10.0 [+10.0, +10.0], no verdict on runs without any spread |" in table
+
+
+def test_an_end_that_is_not_zero_is_not_printed_as_zero(tmp_path: Path) -> None:
+    """It would leave open what the verdict is."""
+    found = results({"One": {"acktr": [20.0, 22.0], "a2c": [10.0, 8.7]}}, {"One": 0.0})
+    (comparison,) = comparisons(found)
+    low = comparison.differences["a2c"].interval.low
+    assert low is not None
+    for shift in (0.004, -0.03):
+        moved = results({"One": {"acktr": [20.0 - low + shift, 22.0 - low + shift], "a2c": [10.0, 8.7]}}, {"One": 0.0})
+        table = summary.write(moved, tmp_path, title="A suite")
+        assert f"[{shift:+}, " in table
+        assert ("not separated" in table) == (shift < 0)
 
 
 def test_the_table_has_the_steps_to_the_score_at_which_the_others_ended(tmp_path: Path) -> None:
@@ -217,21 +267,34 @@ def test_the_table_has_the_steps_to_the_score_at_which_the_others_ended(tmp_path
 
 
 def test_steps_do_not_depend_on_how_far_apart_rows_are() -> None:
-    """ACKTR writes a row every 20,480 steps where A2C writes one every 400."""
-    found = results({"One": {"acktr": [40.0], "a2c": [10.0]}}, {"One": 0.0})
-    for rows in (2, 7, 101):
-        share = np.linspace(0.0, 1.0, rows)
-        curves = tuple(
-            dataclasses.replace(run, curve=np.stack([share * 100_000, share * run.score], axis=1))
-            for run in found.records
-        )
-        own = dataclasses.replace(found, records=curves)
-        np.testing.assert_allclose(own.steps_to_the_end_of("One", "a2c"), [25_000])
+    """A noisy curve is above a level the sooner the more often it is looked at."""
+    found = results({"One": {"acktr": [40.0], "a2c": [40.0]}}, {"One": 0.0})
+    steps = np.arange(1.0, 1001.0) * 100
+    curve = np.stack([steps, 4e-4 * steps + np.random.default_rng(0).normal(0.0, 4.0, 1000)], axis=1)
+    thinned = curve[9::10]
+    curves = {"acktr": curve, "a2c": thinned}
+    own = dataclasses.replace(
+        found, records=tuple(dataclasses.replace(run, curve=curves[run.contestant]) for run in found.records)
+    )
+    often, seldom = (own.steps_to_most_of_the_first("One", name) for name in ("acktr", "a2c"))
+    np.testing.assert_allclose(often, seldom)
+    assert steps[np.argmax(curve[:, 1] >= 36.0)] < thinned[np.argmax(thinned[:, 1] >= 36.0) - 1, 0] < often
+
+
+def test_a_curve_that_only_touches_a_level_has_it() -> None:
+    """Returns of many games have a ceiling, 500 of CartPole."""
+    found = results({"One": {"acktr": [500.0], "a2c": [500.0]}}, {"One": 0.0})
+    np.testing.assert_allclose(found.steps_to_the_end_of("One", "a2c"), [100.0])
 
 
 def test_nobody_is_timed_to_what_random_play_has() -> None:
     found = results({"One": {"acktr": [40.0], "a2c": [-1.0]}}, {"One": 0.0})
     assert len(found.steps_to_the_end_of("One", "a2c")) == 0
+    hardly = results({"One": {"acktr": [40.0], "a2c": [0.29]}}, {"One": 0.0})  # three standard errors are 0.3
+    assert len(hardly.steps_to_the_end_of("One", "a2c")) == 0
+    for chance in ({"One": 0.0}, {}):
+        silent = results({"One": {"acktr": [40.0], "a2c": [float("nan")]}}, chance)
+        assert len(silent.steps_to_the_end_of("One", "a2c")) == 0
 
 
 def test_the_first_contestant_is_the_suites_whatever_ran_first() -> None:
@@ -254,7 +317,7 @@ def test_a_run_without_an_ended_game_does_not_hide_the_others(tmp_path: Path) ->
     )
     table = summary.write(found, tmp_path, title="A suite")
     assert "| One | 0 | 21.0 [8.3, 33.7], 2 (no game ended in 1 more) | 1.00, 1 |" in table
-    assert "Left out: One (a run of acktr ended no game)." in table
+    assert "Left out of the comparison of scores: One (a run of acktr ended no game)." in table
 
 
 @pytest.mark.parametrize(

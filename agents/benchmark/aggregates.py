@@ -196,7 +196,7 @@ def _bootstrapped(where: Sequence[EnvironmentScores], signs: Mapping[str, float]
     samples = np.asarray(sum(sign * _summed_up(drawn.scores[name]) for name, sign in signs.items()))
     low, high = map(float, np.quantile(samples, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)))
     beyond = student_quantile(drawn.degrees_of_freedom(samples)) / student_quantile(float("inf"))
-    return Interval(value, min(value, value + beyond * (low - value)), max(value, value + beyond * (high - value)))
+    return Interval(value, value + beyond * (low - value), value + beyond * (high - value))
 
 
 class _Samples:
@@ -240,7 +240,7 @@ class _Samples:
         explained = np.array([_explained(mean, samples) for mean in self._means])
         shares = explained / max(float(explained.sum()), np.finfo(float).tiny)
         lost = float((shares**2 / (np.array(self._runs) - 1)).sum())
-        return max(1.0, 1 / lost) if lost > 0 else float("inf")
+        return 1 / lost if lost > 0 else float("inf")
 
 
 def _drawn(runs: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:

@@ -47,15 +47,14 @@ def draw_curves(results: Results, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_scores(comparisons: Sequence[Comparison], path: Path) -> None:
+def draw_scores(comparisons: Sequence[Comparison], names: Sequence[str], path: Path) -> None:
     """For each comparison the means with their intervals and, of few contestants, the performance profile.
 
-    On one environment each run is a dot.
+    On one environment each run is a dot. Colours are those of the curves, by all contestants' names.
     """
     if not comparisons:
         path.unlink(missing_ok=True)  # an earlier one would belong to other runs
         return
-    names = list(dict.fromkeys(name for comparison in comparisons for name in comparison.contestants))
     figure, panels = _panels(len(comparisons), 2, width=5.2, height=max(2.6, 0.22 * len(names)))
     colours = _palette(names)
     for comparison, left, right in zip(comparisons, panels[::2], panels[1::2], strict=True):

@@ -21,7 +21,7 @@ from acktr.envs.atari import atari_spec
 from acktr.envs.registry import family, find_spec
 
 _CLEARLY = 3.0
-"""Standard errors of random play's mean that a reference must lie above it."""
+"""Standard errors of random play's mean that a score must lie above it to be better."""
 
 MOST = 0.9
 """Share of the way from random play to the first contestant's end."""
@@ -62,6 +62,10 @@ class Chance(NamedTuple):
     mean: float
     error: float = 0.0
 
+    def is_beaten_by(self, score: float) -> bool:
+        """Clearly, by three standard errors."""
+        return score > self.mean + _CLEARLY * self.error
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
@@ -70,10 +74,11 @@ class Results:
     Attributes:
         records: of contestants.
         chance: random play by environment.
-        references: whose mean counts as 1, the first of them that has a run on an environment; HUMAN takes the score of
-            the human tester on an Atari game.
-        contestants: those that have records, in the order of the suite.
+        references: whose mean counts as 1, the first of them whose runs on an environment are clearly better than
+            chance; HUMAN takes the score of the human tester on an Atari game.
+        contestants: those that have records or unfinished runs, in the order of the suite.
         unfinished: number of runs that were begun and are not at their end, by environment and contestant.
+        gap: what the unfinished lack, as two parts of a sentence.
     """
 
     records: tuple[Record, ...]
@@ -81,11 +86,19 @@ class Results:
     references: tuple[str, ...]
     contestants: tuple[str, ...]
     unfinished: Mapping[tuple[str, str], int] = dataclasses.field(default_factory=dict)
+    gap: tuple[str, str] = ("runs", "are unfinished")
 
     @property
     def environments(self) -> list[str]:
-        """In the order of the suite."""
-        return list(dict.fromkeys(record.env for record in self.records))
+        """Where somebody has a run, be it unfinished."""
+        begun = [env for (env, _), number in self.unfinished.items() if number]
+        return list(dict.fromkeys([*(record.env for record in self.records), *begun]))
+
+    @property
+    def finishers(self) -> tuple[str, ...]:
+        """Contestants with records; the first of them is whom the others are compared with."""
+        ran = {record.contestant for record in self.records}
+        return tuple(name for name in self.contestants if name in ran)
 
     def of(self, env: str, contestant: str) -> list[Record]:
         """The runs of one contestant on one environment."""
@@ -106,16 +119,22 @@ class Results:
         for name in self.references:
             scores = self.scores(env, name)
             best = _human(env) if name == HUMAN else float(scores.mean()) if len(scores) else None
-            if best is not None and best > chance.mean + _CLEARLY * chance.error:
+            if best is not None and chance.is_beaten_by(best):
                 return name, best
         return None
+
+    def scale_setters(self, env: str) -> tuple[str, ...]:
+        """Contestants whose runs decide on the scale: the reference, and those who would have gone before it."""
+        found = self.reference(env)
+        last = len(self.references) if found is None else self.references.index(found[0]) + 1
+        return tuple(name for name in self.references[:last] if name != HUMAN)
 
     def on(self, env: str) -> EnvironmentScores:
         """All scores on an environment, with the scale there."""
         found = self.reference(env)
         name = None if found is None else found[0]
         return EnvironmentScores(
-            runs={name: scores for name in self.contestants if len(scores := self.scores(env, name))},
+            runs={name: scores for name in self.finishers if len(scores := self.scores(env, name))},
             random=self.chance[env].mean if env in self.chance else 0.0,
             reference=found[1] if found is not None and name == HUMAN else name,
         )
@@ -127,14 +146,14 @@ class Results:
         ended no better than random play, which anybody has from the start.
         """
         end = self._end(env, other)
-        return np.empty(0) if end is None else self._steps_to(env, self.contestants[0], end)
+        return np.empty(0) if end is None else self._steps_to(env, self.finishers[0], end)
 
     def steps_to_most_of_the_first(self, env: str, contestant: str) -> NDArray[np.float64]:
         """Timesteps until runs had come nine tenths of the way from random play to the first one's end, (runs,).
 
         Likewise; empty, too, where random play is not known.
         """
-        end = self._end(env, self.contestants[0])
+        end = self._end(env, self.finishers[0])
         if end is None or env not in self.chance:
             return np.empty(0)
         start = self.chance[env].mean
@@ -145,10 +164,12 @@ class Results:
         if not len(scores) or not np.isfinite(scores).all():
             return None
         end = float(scores.mean())
-        return None if env in self.chance and end <= self.chance[env].mean else end
+        return None if env in self.chance and not self.chance[env].is_beaten_by(end) else end
 
     def _steps_to(self, env: str, contestant: str, level: float) -> NDArray[np.float64]:
-        return np.array([_first_at(record.curve, level) for record in self.of(env, contestant)])
+        spacings = [float(np.median(np.diff(r.curve[:, 0]))) for r in self.records if r.env == env and len(r.curve) > 1]
+        curves = [record.curve for record in self.of(env, contestant)]
+        return np.array([_first_at(curve, level, max(spacings, default=0.0)) for curve in curves if len(curve)])
 
     def of_evaluations(self) -> "Results":
         """Those of the runs whose policies played games afterwards, with these games' mean as the score.
@@ -160,11 +181,9 @@ class Results:
             for record in self.records
             if record.evaluation is not None
         )
-        ran = {record.contestant for record in records}
-        contestants = tuple(name for name in self.contestants if name in ran)
         missing = [(record.env, record.contestant) for record in self.records if record.evaluation is None]
         unfinished = collections.Counter(self.unfinished) + collections.Counter(missing)
-        return dataclasses.replace(self, records=records, contestants=contestants, unfinished=unfinished)
+        return dataclasses.replace(self, records=records, unfinished=unfinished, gap=("games", "are missing"))
 
 
 def results_of(jobs: Sequence[Job], references: tuple[str, ...]) -> Results:
@@ -197,12 +216,12 @@ def results_of(jobs: Sequence[Job], references: tuple[str, ...]) -> Results:
     order = {env: place for place, env in enumerate(dict.fromkeys(job.env for job in jobs))}
     names = {name: place for place, name in enumerate(dict.fromkeys(job.contestant.name for job in jobs))}
     records.sort(key=lambda record: (order[record.env], names[record.contestant], record.seed))
-    ran = {record.contestant for record in records}
+    begun = {record.contestant for record in records} | {name for (_, name), number in unfinished.items() if number}
     return Results(
         records=tuple(records),
         chance=chance,
         references=references,
-        contestants=tuple(name for name in names if name in ran),
+        contestants=tuple(name for name in names if name in begun and name != CHANCE.name),
         unfinished=unfinished,
     )
 
@@ -217,13 +236,21 @@ def steps_per_second(record: Record) -> float:
     return (row["timesteps"] or 0.0) / (row["wall_time"] or float("nan"))
 
 
-def _first_at(curve: NDArray[np.float64], level: float) -> float:
-    """Timesteps at which a curve first has a level, on the line between two rows; infinite where it never has."""
-    above = np.flatnonzero(curve[:, 1] >= level)
+def _first_at(curve: NDArray[np.float64], level: float, spacing: float) -> float:
+    """Timesteps at which a curve first has a level; infinite where it never has.
+
+    A noisy curve is above a level the sooner the more often it is looked at. So all are looked at in steps of the same
+    width, that of the widest rows, and between these on a straight line.
+    """
+    first, last = curve[0, 0], curve[-1, 0]
+    steps = curve[:, 0] if spacing <= 0 else np.append(np.arange(spacing, last, spacing), last)
+    steps = steps[steps >= first]
+    values = np.interp(steps, curve[:, 0], curve[:, 1])
+    above = np.flatnonzero(values >= level)
     if not len(above):
         return math.inf
     place = int(above[0])
     if place == 0:
-        return float(curve[0, 0])
-    (before, low), (after, high) = curve[place - 1], curve[place]
-    return float(before + (after - before) * (level - low) / (high - low))
+        return float(steps[0])
+    share = (level - values[place - 1]) / (values[place] - values[place - 1])
+    return float(steps[place - 1] + share * (steps[place] - steps[place - 1]))

@@ -54,7 +54,7 @@ def write(results: Results, out: Path, *, title: str) -> str:
     table = table_of(results, title)
     write_text_atomically(out / TABLE_FILE, table)
     draw_curves(results, out / CURVES_PICTURE)
-    draw_scores(comparisons(results), out / SCORES_PICTURE)
+    draw_scores(comparisons(results), results.contestants, out / SCORES_PICTURE)
     return table
 
 
@@ -109,7 +109,7 @@ def _aggregate(results: Results) -> Iterable[Sequence[object]]:
     for env, name in itertools.product(results.environments, results.contestants):
         pace = results.steps_to_most_of_the_first(env, name), f"to {MOST:g} of the first's end"
         behind = results.steps_to_the_end_of(env, name), "the first, to its end"
-        for steps, what in (pace, behind) if name != results.contestants[0] else (pace,):
+        for steps, what in (pace, behind) if name != results.finishers[0] else (pace,):
             if len(steps):
                 key = f"steps: {what}", env, name, len(steps)
                 yield *key, "reached", int(np.isfinite(steps).sum()), "", "", ""

@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from acktr.agents.settings import EVALUATION_SEED
+from acktr.command_options import Device, Seed, check_least, show_progress
 from acktr.errors import UserError
 
 
@@ -33,8 +34,8 @@ class Report:
     ] = None
     no_play: Annotated[bool, FlagCreatePairsOff, arg(help="Play no games, film none.", help_behavior_hint="")] = False
     no_video: Annotated[bool, FlagCreatePairsOff, arg(help="Film no game.", help_behavior_hint="")] = False
-    seed: Annotated[int, arg(metavar="N", help="Seed of the games and of sampled actions.")] = EVALUATION_SEED
-    device: Annotated[str, arg(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto"
+    seed: Seed = EVALUATION_SEED
+    device: Device = "auto"
 
     def run(self) -> int:
         """Write the page."""
@@ -42,9 +43,8 @@ class Report:
             raise UserError(
                 "`acktr report` takes one run folder or more: acktr report runs/CartPole-v1/* -o report.html"
             )
-        for name, value, least in (("--episodes", self.episodes, 1), ("--seed", self.seed, 0)):
-            if value is not None and value < least:
-                raise UserError(f"{name} takes a whole number of at least {least}, got {value}")
+        check_least("--episodes", self.episodes, 1)
+        check_least("--seed", self.seed, 0)
         from acktr.agents.report import write_report
 
         write_report(
@@ -55,13 +55,8 @@ class Report:
             video=not self.no_video,
             seed=self.seed,
             device=self.device,
-            progress=_show_progress if sys.stderr.isatty() else None,
+            progress=show_progress if sys.stderr.isatty() else None,
         )
         size = self.output.stat().st_size
         print(f"{self.output} written, {f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1000:.0f} kB'}")
         return 0
-
-
-def _show_progress(done: int, total: int) -> None:
-    end = "\r\033[K" if done == total else ""
-    print(f"\r{done} of {total} games{end}", end="", file=sys.stderr, flush=True)

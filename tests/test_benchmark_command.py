@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from acktr.agents.benchmark.progress import Progress
 from acktr.agents.benchmark.runner import run
 from acktr.agents.benchmark.suites import CHANCE, PEERS, SUITES, Contestant, Suite
 from acktr.agents.benchmark.suites import peers as peers_named
-from acktr.agents.metrics_file import read_metrics
+from acktr.agents.metrics_file import MetricsFile, read_metrics
 from acktr.agents.run_folder import RunFolder
 from acktr.cli import main
 from acktr.errors import UserError
@@ -355,3 +356,15 @@ def test_a_learning_rate_that_falls_ends_at_nought() -> None:
     schedule = peers._scheduled("lin_0.5")
     assert (schedule(1.0), schedule(0.5), schedule(0.0)) == (0.5, 0.25, 0.0)
     assert peers._scheduled(0.3) == 0.3
+
+
+def test_a_peers_games_are_as_long_as_the_decisions_in_them(tmp_path: Path) -> None:
+    """On Atari the Monitor below the wrappers counts emulated frames."""
+    pytest.importorskip("stable_baselines3")
+    with MetricsFile(tmp_path / "metrics.csv") as metrics:
+        recorder = peers._recorder(metrics, 100, 4)
+        recorder.model = types.SimpleNamespace(ep_info_buffer=[{"r": 1.0, "l": 4000}, {"r": 3.0, "l": 6000}])
+        recorder.num_timesteps = 100
+        recorder._on_training_end()
+    (row,) = read_metrics(tmp_path / "metrics.csv")
+    assert (row["timesteps"], row["return_mean"], row["length_mean"]) == (100, 2.0, 1250.0)

@@ -30,6 +30,7 @@ from acktr.agents.run_folder import (
     VERSIONS_FILE,
     provenance,
 )
+from acktr.envs.atari import FRAME_SKIP, FRAME_STACK
 from acktr.envs.make import family
 
 ROWS = 500
@@ -37,7 +38,6 @@ ROWS = 500
 
 _PACKAGES = ("stable-baselines3", "sb3-contrib")
 _OF_POLICY = ("log_std_init", "ortho_init", "activation", "hidden_sizes", "rmsprop_tf")
-_FRAMES = 4
 
 
 def train(algorithm: str, env: str, seed: int, total_timesteps: int, folder: Path) -> None:
@@ -63,7 +63,8 @@ def train(algorithm: str, env: str, seed: int, total_timesteps: int, folder: Pat
     environment = _environment(env, seed, settings)
     model = _model(algorithm, environment, seed, settings)
     with MetricsFile(folder / METRICS_FILE) as metrics:
-        model.learn(total_timesteps, callback=_recorder(metrics, total_timesteps))
+        frames = FRAME_SKIP if family(env) == "atari" else 1
+        model.learn(total_timesteps, callback=_recorder(metrics, total_timesteps, frames))
     result = _evaluation(model, environment, env, games_seed(seed), published(algorithm, env))
     write_text_atomically(folder / EVALUATION_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
     environment.close()
@@ -105,7 +106,7 @@ def _environment(env: str, seed: int, settings: dict[str, Any]) -> Any:
     if family(env) == "atari":
         # its wrappers skip the frames themselves
         games = make_atari_env(f"ale_py:{env}", number, seed=seed, env_kwargs={"frameskip": 1})
-        return VecFrameStack(games, n_stack=_FRAMES)
+        return VecFrameStack(games, n_stack=FRAME_STACK)
     environment = make_vec_env(env, number, seed=seed)
     if settings.pop("normalize", False):
         return VecNormalize(environment, gamma=settings.get("gamma", 0.99))
@@ -151,7 +152,8 @@ def _scheduled(value: Any) -> Any:
     return lambda left: start * left
 
 
-def _recorder(metrics: MetricsFile, total_timesteps: int) -> Any:
+def _recorder(metrics: MetricsFile, total_timesteps: int, frames: int) -> Any:
+    """A callback that keeps the curve; `frames` to a decision, which are what the Monitor counts."""
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Recorder(BaseCallback):  # type: ignore[misc, unused-ignore]  # Any where it is not installed
@@ -181,7 +183,7 @@ def _recorder(metrics: MetricsFile, total_timesteps: int) -> Any:
             shown = {
                 "return_mean": returns.mean(),
                 "return_std": returns.std(),
-                "length_mean": np.mean([episode["l"] for episode in ended]),
+                "length_mean": np.mean([episode["l"] for episode in ended]) / frames,
             }
             metrics.write(
                 {

@@ -10,7 +10,7 @@ from torch.distributions import Independent, Normal
 from torch.nn import functional
 
 from acktr.kfac import KFAC, Fisher, GaussNewton
-from acktr.kfac.units import WeightUnit
+from acktr.kfac.units import FULL_SIZE, WeightUnit
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -236,7 +236,7 @@ def test_a_weight_that_is_used_without_its_module_is_named_once() -> None:
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_no_damping_and_no_curvature_leaves_a_parameter_alone_instead_of_skipping_the_batch(normalised: bool) -> None:
-    width = 300  # a normalisation layer this wide has a diagonal block
+    width = FULL_SIZE + 1  # a normalisation layer this wide has a diagonal block
     middle = [nn.LayerNorm(width)] if normalised else []
     model = nn.Sequential(nn.Linear(5, width), *middle, nn.ReLU(), nn.Linear(width, 2))
     if normalised:

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from acktr.agents import presets
+from acktr.agents.networks import nature_torso
 from acktr.agents.settings import FIELDS, Settings
 from acktr.envs.make import family
 from acktr.errors import UserError
+from acktr.kfac import KFAC
 
 EXAMPLES = {
     "PongNoFrameskip-v4": "atari",
@@ -92,6 +94,16 @@ def test_the_baselines_preset_is_the_published_one() -> None:
         "reward_clip": "sign",
     }
     assert {name: getattr(settings, name) for name in published} == published
+
+
+def test_the_baselines_presets_biases_all_have_whole_blocks() -> None:
+    """Published, each has the covariance of its layer's output gradients: 512 of the widest layer."""
+    settings = presets.resolve({"env": "PongNoFrameskip-v4"}, preset="atari-baselines").settings()
+    torso = nature_torso((4, 84, 84), channels=settings.conv_channels, features=settings.conv_features, zero_sum=False)
+    optimizer = KFAC(torso, bias=settings.bias, damping_mode=settings.damping_mode)
+    biases = {unit.name: type(unit.block).__name__ for unit in optimizer.units if unit.name.endswith("bias")}
+    assert len(biases) == 4
+    assert set(biases.values()) == {"FullBlock"}
 
 
 @pytest.mark.parametrize("name", presets.names())

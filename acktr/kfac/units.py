@@ -39,7 +39,7 @@ from acktr.kfac.sums import Sums
 
 EXACT_SIZE = 64
 """A standalone parameter of at most this many entries gets its exact block: a double backward per entry."""
-FULL_SIZE = 256
+FULL_SIZE = 512
 """A bias or normalisation parameter of at most this many entries gets a full block, a longer one a diagonal."""
 
 
